@@ -1,0 +1,163 @@
+"""What a process, a backbone, a method, a reward and a judge must offer. Structural types: nobody inherits from these.
+
+Shapes and time convention: see ``visfeedback.types.batches``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from visfeedback.types.batches import Condition
+from visfeedback.types.records import Feedback, Prompt, Sample
+
+Weights = Literal["policy", "reference", "old"]
+
+
+class Process(Protocol):
+    """A noising process: pure functions of tensors. ``t`` is (B,) in [0, 1], 1 = pure noise."""
+
+    def sample_t(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count,) training times, drawn as this family is trained."""
+        ...
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network is trained to predict."""
+        ...
+
+    def to_x0(self, pred: Tensor, x_t: Tensor, t: Tensor) -> Tensor: ...
+
+    def step(self, pred: Tensor, x_t: Tensor, t: Tensor, t_next: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+        """Mean (B,C,h,w) and standard deviation (B,) of x at ``t_next`` given ``x_t``."""
+        ...
+
+
+class Backbone(Protocol):
+    """One diffusers family behind one small interface."""
+
+    process: Process
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode_text(self, prompts: Sequence[str]) -> Condition: ...
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B,3,H,W) in [0,1] -> mean and standard deviation (B,C,h,w) of the scaled latents."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B,C,h,w) -> pixels (B,3,H,W) in [0,1]."""
+        ...
+
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The network's own prediction (B,C,h,w), compared with ``process.target``."""
+        ...
+
+    def weights(self, which: Weights) -> AbstractContextManager[None]:
+        """Inside the block ``predict`` uses these weights."""
+        ...
+
+    def copy_weights(self, source: Weights, target: Weights) -> None: ...
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The trainable parameters of the policy."""
+        ...
+
+
+@dataclass
+class Context:
+    """What the loop hands to a method besides the batch."""
+
+    generator: torch.Generator
+    step: int = 0
+    reward: Reward | None = None
+    mean: Callable[[Tensor], Tensor] = lambda value: value  # mean over ranks
+    state: dict[str, Any] = field(default_factory=dict)  # saved in checkpoints
+
+
+class Method(Protocol):
+    """A frozen config with a loss."""
+
+    eats: ClassVar[Literal["pairs", "scored", "rollouts", "prompts"]]
+
+    def loss(self, backbone: Backbone, batch: Any, ctx: Context) -> tuple[Tensor, dict[str, float]]:
+        """Scalar loss with a graph to ``backbone.parameters()``, and metrics to log."""
+        ...
+
+
+class Reward(Protocol):
+    """A scorer of images against prompts; higher is better, native units."""
+
+    name: str
+    range: tuple[float, float]
+    differentiable: bool
+    preprocessing: str
+    """identity of the preprocessing, part of every cache key"""
+
+    def preprocess(self, image: Image) -> Tensor:
+        """One image exactly as published -> (C,H,W)."""
+        ...
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Preprocessed (N,C,H,W) -> features, first axis N."""
+        ...
+
+    def encode_texts(self, prompts: Sequence[str]) -> Any: ...
+
+    def combine(self, images: Tensor, texts: Any, pairing: Literal["paired", "matrix"] = "paired") -> Tensor:
+        """(B,) when paired; (N images, P prompts) for the full matrix."""
+        ...
+
+
+class DifferentiableReward(Reward, Protocol):
+    def from_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(B,3,H,W) in [0,1] -> (B,) with a gradient to the pixels."""
+        ...
+
+
+class Judge(Protocol):
+    """Somebody who compares images of one prompt."""
+
+    name: str
+    """`verifier:shapes`, `human:ada`, ...: goes into ``Feedback.judge``"""
+
+    def compare(self, prompt: Prompt, samples: Sequence[Sample], images: Sequence[Image]) -> Feedback: ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A program's reading of one image against one prompt."""
+
+    right: bool  # everything the prompt asks for holds
+    score: float  # soft, in [0, 1]
+    aspects: dict[str, bool]
+
+
+class Verifier(Protocol):
+    """A judge that also knows right from wrong."""
+
+    def verify(self, prompt: str, image: Image) -> Verdict: ...
+
+
+class Progress(Protocol):
+    """How a room says how far it is without knowing about screens.
+
+    ``with progress("drawing", 64) as advance: advance(8)``
+    """
+
+    def __call__(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]: ...
+
+
+@contextmanager
+def silent(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """The ``Progress`` that says nothing."""
+    yield lambda count: None

@@ -1,0 +1,142 @@
+"""The records that stages pass to each other on disk: prompts, samples, feedback, preferences.
+
+Only the standard library and pydantic: the store and the app read these without loading torch.
+Timestamps are UTC. Scores: higher is better, in the native units of whoever gave them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Choice = Literal["a", "b", "tie", "both_bad", "skip", "flag"]
+"""What a judge of a pair may answer, in the order of ``Feedback.sample_ids`` (not of the screen).
+``tie`` is "both good or equal"; ``skip`` and ``flag`` carry no preference."""
+
+
+class Frozen(BaseModel):
+    """Base of records and knobs: immutable, unknown keys are errors, the string under a field is its help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def text_id(*parts: str) -> str:
+    """16 hex digits that name a text (sha256 of the parts, joined by NUL)."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def now() -> datetime:
+    """The current time, UTC."""
+    return datetime.now(UTC)
+
+
+class Prompt(Frozen):
+    """A text to draw. ``Prompt.of(text)`` fills in the id."""
+
+    id: str
+    """`text_id(text, negative)`"""
+    text: str = Field(min_length=1)
+    negative: str = ""
+    source: str = ""
+    """file or world it came from"""
+    category: str = ""
+    """`counting`, `colors`, ...; empty when unknown"""
+    split: Literal["", "train", "heldout"] = ""
+
+    @classmethod
+    def of(cls, text: str, negative: str = "", **more: Any) -> Prompt:
+        return cls(id=text_id(text, negative), text=text, negative=negative, **more)
+
+
+class Sample(Frozen):
+    """An image that was made, with all it takes to make it again."""
+
+    id: str
+    """sha256 hex of width, height and RGB pixels (`image_id`): the same picture has the same id in any file format"""
+    prompt_id: str
+    prompt: str
+    negative: str = ""
+    category: str = ""
+    path: str
+    """relative to the folder of `samples.jsonl`, or absolute"""
+    width: int
+    height: int
+    model: str = ""
+    revision: str = ""
+    adapter: str = ""
+    """path or hub id of the LoRA; empty for none"""
+    seed: int | None = None
+    """`torch.Generator("cpu").manual_seed(seed)` is the only noise source"""
+    steps: int | None = None
+    guidance: float | None = None
+    sampler: str = ""
+    """scheduler class name, e.g. `DDIMScheduler`"""
+    call: dict[str, Any] = Field(default_factory=dict)
+    """other arguments of the pipeline call"""
+
+
+def image_id(width: int, height: int, rgb: bytes) -> str:
+    """sha256 of the size and the RGB pixels; ``rgb`` is ``image.convert("RGB").tobytes()``."""
+    return hashlib.sha256(f"{width}x{height}:".encode() + rgb).hexdigest()
+
+
+class Feedback(Frozen):
+    """What one judge said once. Append-only, the only truth; undo is a new record with ``retracts`` set.
+
+    ``values[i]`` belongs to ``sample_ids[i]``: preference shares that add up to 1 for a pair (`tie` = .5, .5;
+    empty for skip and flag), ranks (0 = best), ratings, or 1 / -1 for like / dislike.
+    """
+
+    id: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    kind: Literal["pair", "ranking", "rating", "like", "tombstone"] = "pair"
+    judge: str
+    """`human:NAME`, `vlm:MODEL`, `reward:NAME`, `verifier:WORLD`, `simulated:WORLD`"""
+    criterion: str = "overall"
+    prompt_id: str = ""
+    sample_ids: tuple[str, ...] = ()
+    values: tuple[float, ...] = ()
+    choice: Choice | None = None
+    sides: tuple[int, ...] = ()
+    """`sides[i]` is the position at which `sample_ids[i]` was shown, 0 = left"""
+    seconds: float | None = None
+    note: str = ""
+    gold: bool = False
+    retracts: str | None = None
+    """id of the feedback that this tombstone takes back"""
+    created_at: datetime = Field(default_factory=now)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Feedback:
+        if self.kind == "tombstone":
+            if not self.retracts:
+                raise ValueError("a tombstone needs `retracts`, the id of the feedback it takes back")
+            return self
+        if self.kind == "pair" and (len(self.sample_ids) != 2 or self.choice is None):
+            raise ValueError("a pair needs two sample_ids and a choice")
+        if self.values and len(self.values) != len(self.sample_ids):
+            raise ValueError("values and sample_ids must have the same length")
+        if self.sides and len(self.sides) != len(self.sample_ids):
+            raise ValueError("sides and sample_ids must have the same length")
+        return self
+
+
+PAIR_VALUES: dict[str, tuple[float, ...]] = {
+    "a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.5, 0.5), "both_bad": (0.5, 0.5), "skip": (), "flag": (),
+}  # fmt: skip
+
+
+class Preference(Frozen):
+    """Derived from feedback, reproducible and disposable: ``winner`` is better with ``probability``."""
+
+    winner: str
+    """sample id"""
+    loser: str
+    prompt_id: str
+    probability: float = Field(default=1.0, ge=0.5, le=1.0)
+    weight: float = Field(default=1.0, ge=0.0)
+    criterion: str = "overall"
+    feedback_ids: tuple[str, ...] = ()
