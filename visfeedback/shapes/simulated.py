@@ -69,8 +69,9 @@ class Person:
     def choose(self, prompt: Prompt, images: tuple[Image.Image, Image.Image]) -> tuple[str, float]:
         """``a`` for the left picture, ``b`` for the right one, or ``tie``; and the seconds it took."""
         left, right = images
-        key = hashlib.sha256(left.convert("RGB").tobytes() + right.convert("RGB").tobytes()).digest()[:8]
-        rng = np.random.default_rng([self.seed, int(prompt.id, 16), int.from_bytes(key, "big")])
+        shown = b"".join(image.convert("RGB").tobytes() for image in images)
+        key = hashlib.sha256(prompt.id.encode() + b":" + shown).digest()[:8]
+        rng = np.random.default_rng([self.seed, int.from_bytes(key, "big")])
         gap = self.worth(prompt.text, left) + self.side_bias - self.worth(prompt.text, right)
         slip, seconds = rng.random() < self.noise, float(rng.lognormal(1.0, 0.5))
         if abs(gap) < self.tie_band and not slip:

@@ -31,7 +31,7 @@ from visfeedback.shapes.scene import (
     Thing,
     coverage,
 )
-from visfeedback.types.protocols import Verdict
+from visfeedback.types.records import Verdict
 
 Array = NDArray[Any]
 Picture = Image.Image | Array  # PIL, or (64, 64, 3) in 0-255

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from visfeedback.types.batches import Condition
-from visfeedback.types.records import Feedback, Prompt, Sample
+from visfeedback.types.records import Feedback, Prompt, Sample, Verdict
 
 Weights = Literal["policy", "reference", "old"]
 
@@ -131,15 +131,6 @@ class Judge(Protocol):
     """`verifier:shapes`, `human:ada`, ...: goes into ``Feedback.judge``"""
 
     def compare(self, prompt: Prompt, samples: Sequence[Sample], images: Sequence[Image]) -> Feedback: ...
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A program's reading of one image against one prompt."""
-
-    right: bool  # everything the prompt asks for holds
-    score: float  # soft, in [0, 1]
-    aspects: dict[str, bool]
 
 
 class Verifier(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -140,3 +141,12 @@ class Preference(Frozen):
     weight: float = Field(default=1.0, ge=0.0)
     criterion: str = "overall"
     feedback_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A program's reading of one image against one prompt; it stays in memory."""
+
+    right: bool  # everything the prompt asks for holds
+    score: float  # soft, in [0, 1]
+    aspects: dict[str, bool]
