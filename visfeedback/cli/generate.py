@@ -1,0 +1,89 @@
+"""Draw images of prompts with a model, seeded and resumable."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from visfeedback.cli.console import Console, parse
+from visfeedback.types.records import Frozen, Prompt
+
+
+class Generate(Frozen):
+    """Which model draws what, and where the images go."""
+
+    model: str
+    """hub id, diffusers folder, .safetensors or .ckpt file, or shapes:sd"""
+    prompts: str
+    """a text, a .txt or .jsonl file, or shapes:heldout:64"""
+    out: Path
+    """folder for images/ and samples.jsonl; what is there already is kept"""
+    per_prompt: int = Field(default=1, ge=1)
+    """images of each prompt"""
+    seed: int = Field(default=0, ge=0)
+    """every image has its own seed, which follows from this one, the prompt and the image's number"""
+    adapter: str = ""
+    """LoRA to draw with: folder, file or hub id"""
+    negative: str = ""
+    """what not to draw, for prompts that do not say it themselves"""
+    steps: int | None = None
+    """denoising steps; the model's own, else 20, when left out"""
+    guidance: float | None = None
+    """classifier-free guidance scale; the model's own when left out"""
+    height: int | None = None
+    """pixels, a multiple of 8, together with width; the model's own when left out"""
+    width: int | None = None
+    """pixels, a multiple of 8, together with height"""
+    sampler: str = ""
+    """ddim, euler, dpm++2m, ... or a diffusers scheduler class; the model's own when left out"""
+    batch_size: int = 16
+    """images drawn at once; halved when memory runs out"""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """precision of the networks"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    config: str = ""
+    """for a single-file model: diffusers folder or hub id with its configuration; guessed when left out"""
+
+
+def run(args: list[str], console: Console) -> dict[str, Any]:
+    from visfeedback import prompts
+    from visfeedback.backbones.load import load_pipeline
+    from visfeedback.sampling.generate import GenerateSettings, generate
+    from visfeedback.sampling.samples import SAMPLES
+
+    flags = parse(Generate, args, prog="visfeedback generate", description=__doc__ or "")
+    shared = set(GenerateSettings.model_fields) & set(Generate.model_fields)
+    settings = GenerateSettings(**flags.model_dump(include=shared))
+    asked = [_with_negative(prompt, flags.negative) for prompt in prompts.load(flags.prompts)]
+    loaded = load_pipeline(
+        flags.model, adapter=flags.adapter, dtype=flags.dtype, device=flags.device, config=flags.config
+    )
+    kept, began = _listed(flags.out / SAMPLES), time.perf_counter()
+    samples = generate(loaded, asked, flags.per_prompt, flags.seed, flags.out, settings, console.progress)
+    seconds, made = time.perf_counter() - began, sum(sample.path not in kept for sample in samples)
+    console.info(f"{made} images drawn in {seconds:.1f} s, {len(samples) - made} were there: {flags.out / SAMPLES}")
+    return {
+        "command": "generate", "model": loaded.model, "revision": loaded.revision, "adapter": loaded.adapter,
+        "seed": flags.seed, "n_prompts": len(asked), "images": len(samples), "made": made, "seconds": seconds,
+        "images_per_second": made / seconds, "out": str(flags.out), "samples": str(flags.out / SAMPLES),
+    }  # fmt: skip
+
+
+def _listed(file: Path) -> set[str]:
+    """Paths of the images that are there before we start."""
+    from visfeedback.types.files import read_jsonl
+    from visfeedback.types.records import Sample
+
+    return {s.path for s in read_jsonl(file, Sample) if (file.parent / s.path).is_file()} if file.exists() else set()
+
+
+def _with_negative(prompt: Prompt, negative: str) -> Prompt:
+    """The prompt with the negative text, which is part of its id, unless it has one."""
+    if prompt.negative or not negative:
+        return prompt
+    rest = prompt.model_dump(exclude={"id", "text", "negative"})
+    return Prompt.of(prompt.text, negative, **rest)

@@ -1,0 +1,221 @@
+"""Draw N images of each prompt into a folder: ``images/<prompt id>-<k>.png`` and samples.jsonl, again and again.
+
+What is listed is kept and not made again, so a run that was killed goes on where it was. ``generate.json`` says how
+the images are made: a folder never mixes models, seeds or settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from visfeedback.plugins import InputError
+from visfeedback.sampling.render import GenerateSettings, render, resolve
+from visfeedback.sampling.samples import SAMPLES
+from visfeedback.types.files import append_jsonl, read_jsonl, write_atomic, write_json
+from visfeedback.types.protocols import Progress, silent
+from visfeedback.types.records import Prompt, Sample, image_id
+
+__all__ = ["GenerateSettings", "Job", "derive_seed", "generate", "plan", "render"]
+
+RECIPE = "generate.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to draw."""
+
+    prompt: Prompt
+    k: int
+    """which of the prompt's images, from 0"""
+    seed: int
+
+    @property
+    def path(self) -> str:
+        return f"images/{self.prompt.id}-{self.k}.png"
+
+
+def derive_seed(seed: int, prompt_id: str, k: int) -> int:
+    """The seed of the k-th image of a prompt, in 0 ... 2^53 - 1: exact in every JSON reader."""
+    digest = hashlib.sha256(f"{seed}\0{prompt_id}\0{k}".encode()).digest()
+    return int.from_bytes(digest[:8]) >> 11
+
+
+def plan(prompts: Sequence[Prompt], per_prompt: int, seed: int) -> list[Job]:
+    """All images, prompt by prompt; a prompt that comes twice counts once. Raises InputError when there are none."""
+    if not prompts or per_prompt < 1:
+        raise InputError(f"nothing to draw: {len(prompts)} prompts, {per_prompt} images each; expected 1 or more")
+    unique = {prompt.id: prompt for prompt in prompts}.values()
+    return [Job(prompt, k, derive_seed(seed, prompt.id, k)) for prompt in unique for k in range(per_prompt)]
+
+
+def generate(
+    source: Any,
+    prompts: Sequence[Prompt],
+    per_prompt: int,
+    seed: int,
+    out: Path,
+    settings: GenerateSettings | None = None,
+    progress: Progress = silent,
+) -> list[Sample]:
+    """Draw what is missing in ``out`` and return the samples of these prompts in the order of ``plan``.
+
+    ``source`` is a loaded pipeline, a backbone (both know their model, revision and adapter) or a bare pipeline.
+    A batch's images are written first and listed after that: a killed run loses one batch at most and lists no image
+    twice. Raises InputError when ``out`` holds images made otherwise, OSError when it cannot be written.
+    """
+    out, origin = Path(out), Origin.of(source)
+    settings = resolve(settings or GenerateSettings(), origin.pipe)
+    jobs = plan(prompts, per_prompt, seed)
+    _check_recipe(out, origin.recipe(settings, seed))
+    done = _listed(out)
+    missing = [job for job in jobs if job.path not in done]
+    with progress("drawing images", len(jobs)) as advance:
+        advance(len(jobs) - len(missing))
+        for batch, images in _batches(origin.pipe, missing, settings):
+            samples = [origin.sample(job, image, settings) for job, image in zip(batch, images, strict=True)]
+            for sample, image in zip(samples, images, strict=True):
+                write_atomic(out / sample.path, _png(image))
+            append_jsonl(out / SAMPLES, samples)
+            done |= {sample.path: sample for sample in samples}
+            advance(len(batch))
+    return [done[job.path] for job in jobs]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A pipeline and what samples should say about it."""
+
+    pipe: Any
+    model: str
+    revision: str
+    adapter: str
+    adapter_revision: str
+
+    @classmethod
+    def of(cls, source: Any) -> Origin:
+        """Of a ``Loaded``, a backbone, or a bare pipeline, which knows at most its folder."""
+        pipe = getattr(source, "pipe", source)
+        folder = str(pipe.config.get("_name_or_path") or "")
+        known = {name: getattr(source, name, "") for name in ("revision", "adapter", "adapter_revision")}
+        return cls(pipe, getattr(source, "model", folder), **known)
+
+    def recipe(self, settings: GenerateSettings, seed: int) -> dict[str, Any]:
+        """All that an image depends on besides its prompt and number."""
+        names = {name: getattr(self, name) for name in ("model", "revision", "adapter", "adapter_revision")}
+        size = {"height": settings.height, "width": settings.width}
+        precision = str(self.pipe.dtype).removeprefix("torch.")
+        drawn = {"steps": settings.steps, "guidance": settings.guidance, "sampler": settings.sampler}
+        return {**names, "seed": seed, **drawn, **size, "dtype": precision}
+
+    def sample(self, job: Job, image: Image.Image, settings: GenerateSettings) -> Sample:
+        prompt = job.prompt
+        return Sample(
+            id=image_id(image.width, image.height, image.tobytes()),
+            prompt_id=prompt.id,
+            prompt=prompt.text,
+            negative=prompt.negative,
+            category=prompt.category,
+            path=job.path,
+            width=image.width,
+            height=image.height,
+            model=self.model,
+            revision=self.revision,
+            adapter=self.adapter,
+            seed=job.seed,
+            steps=settings.steps,
+            guidance=settings.guidance,
+            sampler=settings.sampler,
+        )
+
+
+def _batches(
+    pipe: Any, jobs: Sequence[Job], settings: GenerateSettings
+) -> Iterator[tuple[Sequence[Job], list[Image.Image]]]:
+    """Batches and their images; when memory runs out, the batch is halved for good."""
+    size, start = settings.batch_size, 0
+    while start < len(jobs):
+        batch = jobs[start : start + size]
+        try:
+            images = _draw(pipe, batch, settings)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            size = len(batch) // 2
+        else:
+            yield batch, images
+            start += len(batch)
+            continue
+        if size == 0:
+            raise InputError("the device has no memory for a single image; give a smaller --height and --width")
+        _free_memory()
+        warnings.warn(f"out of memory with {len(batch)} images at once; going on with {size}", stacklevel=3)
+
+
+def _draw(pipe: Any, batch: Sequence[Job], settings: GenerateSettings) -> list[Image.Image]:
+    texts, negatives = [job.prompt.text for job in batch], [job.prompt.negative for job in batch]
+    return render(pipe, texts, [job.seed for job in batch], settings=settings, negatives=negatives)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has its own class; the CPU's allocator and MPS only a message."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text
+
+
+def _free_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _listed(out: Path) -> dict[str, Sample]:
+    """Path -> sample of what is there; rows whose image has been deleted leave the list, to be made again."""
+    file = out / SAMPLES
+    rows = list(read_jsonl(file, Sample)) if file.exists() else []
+    kept = {row.path: row for row in rows if (out / row.path).is_file()}
+    if len(kept) < len(rows):
+        write_atomic(file, "".join(f"{row.model_dump_json()}\n" for row in kept.values()))
+    return kept
+
+
+def _check_recipe(out: Path, recipe: dict[str, Any]) -> None:
+    """Write how images are made in ``out``, or raise InputError naming the first difference to what is there."""
+    file = out / RECIPE
+    if not file.exists():
+        if (out / SAMPLES).exists():
+            raise InputError(
+                f"{out} has a {SAMPLES} but no {RECIPE}: it was made by something else; give another --out"
+            )
+        write_json(file, recipe)
+        return
+    try:
+        before = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError):
+        raise InputError(f"{file} is damaged; give another --out") from None
+    for key, value in recipe.items():
+        if before.get(key) != value and not _same_content(key, before, recipe):
+            raise InputError(
+                f"{out} holds images made with {key} {before.get(key)!r}, now it is {value!r}; "
+                "repeat the earlier setting or give another --out"
+            )
+
+
+def _same_content(key: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether only the name of a model or adapter changed: the revision says it is the same."""
+    revision = {"model": "revision", "adapter": "adapter_revision"}.get(key, "")
+    return bool(now.get(revision)) and before.get(revision) == now[revision]
