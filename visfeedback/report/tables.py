@@ -1,0 +1,32 @@
+"""Tables that several pages share. May import: types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from visfeedback.report.blocks import Table
+
+
+def settings_table(settings: BaseModel | Mapping[str, Any], caption: str = "") -> Table:
+    """Every knob and its value, sections as dotted names: `optim.steps | 300`."""
+    values = settings.model_dump(mode="json") if isinstance(settings, BaseModel) else settings
+    return Table((), tuple((key, _text(value)) for key, value in _flat(values)), caption, words=True)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    if value is None or value == "" or value == [] or value == ():
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
