@@ -6,6 +6,7 @@ nothing, so names and shapes are compared here first.
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -59,7 +60,17 @@ def save(pipe: Any, folder: Path, unet: Mapping[str, Tensor], dtype: torch.dtype
         options |= {f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": _metadata(getattr(pipe, part))}
     with tempfile.TemporaryDirectory() as scratch:
         pipe.save_lora_weights(scratch, **options)
-        return write_atomic(folder / ADAPTER_FILE, (Path(scratch) / ADAPTER_FILE).read_bytes())
+        return write_atomic(folder / ADAPTER_FILE, _in_order((Path(scratch) / ADAPTER_FILE).read_bytes()))
+
+
+def _in_order(data: bytes) -> bytes:
+    """safetensors writes metadata in an order drawn anew each time; sorted, the same weights are the same file."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def activate(network: nn.Module, adapter: str | None, trainable: bool) -> None:

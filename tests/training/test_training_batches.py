@@ -1,0 +1,147 @@
+"""The endless stream of batches, as a function of (seed, step)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from visfeedback.training.batches import PairBatches, Recipe, Tables, draw_key, image_key
+from visfeedback.training.cache import Live
+from visfeedback.training.data import Pair
+
+
+def pair(i: int) -> Pair:
+    return Pair(id=f"p{i}", prompt=f"prompt {i % 2}", winner=f"w{i}", loser=f"l{i}", winner_path="", loser_path="",
+                probability=0.5 + i / 20, weight=1.0 + i)  # fmt: skip
+
+
+class Uniform:
+    """A process's `sample_t`."""
+
+    def sample_t(self, count, generator):
+        return torch.rand(count, generator=generator)
+
+
+def number(key: str) -> float:
+    return float("".join(c for c in key if c.isdigit()))
+
+
+MOMENTS = Live(lambda keys: {
+    "mean": torch.stack([torch.full((2, 3, 3), number(k)) for k in keys]),
+    "std": torch.zeros(len(keys), 2, 3, 3),
+})  # fmt: skip
+TEXT = Live(lambda keys: {"tokens": torch.tensor([[[float(len(k))]] for k in keys])})
+
+
+def stream(count: int = 5, **recipe) -> PairBatches:
+    tables = Tables(MOMENTS, TEXT)
+    return PairBatches(
+        [pair(i) for i in range(count)], tables, Uniform(), Recipe(**{"seed": 0, "batch_size": 2} | recipe)
+    )  # type: ignore[arg-type]
+
+
+def test_an_epoch_has_every_pair_once_in_its_own_order():
+    batches = stream(7)
+    epochs = [[batches.at(e * 7 + i)[0].id for i in range(7)] for e in range(3)]
+    assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == 7 for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert stream(7, seed=1).at(0)[0].id != "" and [stream(7, seed=1).at(i)[0].id for i in range(7)] != epochs[0]
+
+
+def test_the_stream_is_cut_alike_by_batches_accumulation_and_processes():
+    """8 pairs a step: as 1 x 8, 4 micro batches of 2, or 2 processes of 2 x 2, the same pairs with the same noise."""
+
+    def of(batches, micros, ranks):
+        parts = [batches.batch(3, micro, rank) for micro in range(micros) for rank in range(ranks)]
+        return (
+            torch.cat([p.winner for p in parts]),
+            torch.cat([p.noise for p in parts]),
+            torch.cat([p.t for p in parts]),
+        )
+
+    whole = of(stream(batch_size=8), 1, 1)
+    for recipe, micros, ranks in (({"accumulate": 4}, 4, 1), ({"accumulate": 2, "processes": 2}, 2, 2)):
+        for a, b in zip(whole, of(stream(**recipe), micros, ranks), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_draw_belongs_to_the_pair_and_repeats_after_draws():
+    """With 2 draws epoch 0 and 2 show the same noise for each pair, epoch 1 another; with 0 draws it never repeats."""
+
+    def noise(batches, epoch):
+        found = {}
+        for i in range(5):
+            item = batches.at(epoch * 5 + i)
+            found[item[0].id] = batches.collate([item]).noise
+        return found
+
+    two, fresh = stream(draws=2), stream()
+    for name, value in noise(two, 0).items():
+        assert torch.equal(value, noise(two, 2)[name]) and not torch.equal(value, noise(two, 1)[name])
+        assert torch.equal(value, noise(fresh, 0)[name]) and not torch.equal(value, noise(fresh, 2)[name])
+
+
+def test_a_batch_brings_everything_of_its_pairs():
+    batches = stream()
+    items = [(pair(3), 0), (pair(1), 4)]
+    batch = batches.collate(items)
+    assert batch.winner[:, 0, 0, 0].tolist() == [3, 1] and batch.loser[:, 0, 0, 0].tolist() == [3, 1]
+    assert batch.probability.tolist() == pytest.approx([0.65, 0.55]) and batch.weight.tolist() == [4, 2]
+    assert batch.condition.tokens.flatten().tolist() == [8, 8] and batch.reference_errors is None
+    assert batch.noise.shape == (2, 2, 3, 3) and batch.t.shape == (2,)
+
+
+def test_latents_are_sampled_from_the_moments():
+    """mean 0, std 2: over many draws winner and loser have that deviation and are independent of each other."""
+    moments = Live(lambda keys: {"mean": torch.zeros(len(keys), 2, 3, 3), "std": torch.full((len(keys), 2, 3, 3), 2.0)})
+    batches = PairBatches([pair(0)], Tables(moments, TEXT), Uniform(), Recipe(0, 2))  # type: ignore[arg-type]
+    batch = batches.collate([(pair(0), d) for d in range(400)])
+    assert batch.winner.std().item() == pytest.approx(2, rel=0.05)
+    correlation = torch.corrcoef(torch.stack([batch.winner.flatten(), batch.loser.flatten()]))[0, 1]
+    assert abs(correlation.item()) < 0.05  # 7200 pairs of numbers: standard error .012
+
+
+def test_prompts_are_dropped_as_often_as_asked():
+    batches = stream(prompt_drop=0.3)
+    lengths = batches.collate([(pair(0), d) for d in range(600)]).condition.tokens.flatten()
+    share = (lengths == 0).float().mean().item()
+    assert share == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / 600))
+    assert "" in batches.prompt_keys() and "" not in stream().prompt_keys()
+
+
+def test_mirroring_takes_winner_and_loser_together():
+    asked: list[str] = []
+
+    def compute(keys):
+        asked.extend(keys)
+        return {"mean": torch.zeros(len(keys), 2, 3, 3), "std": torch.zeros(len(keys), 2, 3, 3)}
+
+    batches = PairBatches([pair(0)], Tables(Live(compute), TEXT), Uniform(), Recipe(0, 2, flip=True))  # type: ignore[arg-type]
+    for d in range(40):
+        asked.clear()
+        batches.collate([(pair(0), d)])
+        assert asked in (["w0", "l0"], [image_key("w0", True), image_key("l0", True)])
+    assert set(batches.image_keys()) == {"w0", "l0", image_key("w0", True), image_key("l0", True)}
+
+
+def test_reference_rows_find_their_draw():
+    keys = [draw_key(pair(i), d) for d in range(2) for i in range(5)]
+    batches = stream(draws=2)
+    assert batches.draw_keys(2) == keys
+    errors = Live(lambda some: {"errors": torch.tensor([[float(keys.index(k)), 0.0] for k in some])})
+    ready = PairBatches(batches.pairs, Tables(MOMENTS, TEXT, errors), Uniform(), batches.recipe)  # type: ignore[arg-type]
+    for position in range(20):
+        item = ready.at(position)
+        batch = ready.collate([item])
+        assert batch.reference_errors is not None
+        assert batch.reference_errors[0, 0].item() == keys.index(draw_key(*item))
+        again = ready.pairs_of([draw_key(*item)])
+        assert torch.equal(again.noise, batch.noise) and torch.equal(again.t, batch.t)
+
+
+def test_needed_draws():
+    """5 pairs, 2 a step: 10 steps are 4 epochs; draws repeat after `draws`."""
+    assert stream().needed_draws(10) == 4
+    assert stream(draws=3).needed_draws(10) == 3 and stream(draws=9).needed_draws(10) == 4

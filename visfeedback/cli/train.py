@@ -1,0 +1,93 @@
+"""Train a LoRA from preferences as a preset says; every knob of the preset is a flag.
+
+The result is a run folder: adapter/ for diffusers, report.html, metrics.jsonl, checkpoints. With --resume a run that
+was stopped goes on and ends as if it never was. On several devices: accelerate launch scripts/train.py with the same
+arguments.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, create_model
+
+from visfeedback import config, plugins
+from visfeedback.cli.console import Console, parse
+from visfeedback.plugins import InputError
+
+if TYPE_CHECKING:
+    from visfeedback.training.settings import TrainSettings
+
+USAGE = "visfeedback train CONFIG.toml --out DIR [--resume] [flags]; presets: visfeedback presets"
+
+
+def run(args: list[str], console: Console) -> dict[str, Any]:
+    preset, flags = _preset(args)
+    settings, out, resume = _parse(preset, flags)
+    from visfeedback.training.fit import fit
+
+    command = f"visfeedback train {shlex.join(args)}"
+    summary = fit(settings, out, resume, console.progress, command.replace(" --resume", ""))
+    console.info(_sentence(summary, out))
+    return summary
+
+
+def _preset(args: list[str]) -> tuple[Path | None, list[str]]:
+    """CONFIG.toml, the first argument that is no flag or flag's value, and the rest. Only --help may do without."""
+    place = next((i for i, arg in enumerate(args) if _is_preset(args, i)), None)
+    if place is not None:
+        return Path(args[place]), args[:place] + args[place + 1 :]
+    if {"-h", "--help"} & set(args):
+        return None, args
+    raise InputError(f"no preset given; expected {USAGE}")
+
+
+def _is_preset(args: list[str], place: int) -> bool:
+    before = args[place - 1] if place else ""
+    takes_value = before.startswith("--") and "=" not in before and before != "--resume"
+    return not args[place].startswith("-") and (not takes_value or place == 0)
+
+
+def _parse(preset: Path | None, flags: list[str]) -> tuple[TrainSettings, Path, bool]:
+    """The preset with the flags laid over it: `[method] name` first, for it decides which flags there are."""
+    from visfeedback.training.settings import settings_for
+
+    table = config.read_toml(preset) if preset else {"method": {"name": "dpo"}}
+    name = _method(table, flags, preset)
+    kind = settings_for(name)
+    if name != table.get("method", {}).get("name"):  # another method by flag: its own defaults
+        table = {**table, "method": {"name": name}}
+    base = config.build(kind, table, str(preset))
+    flags_too = create_model(
+        "Train", __base__=kind,
+        out=(Path, Field(description="the run folder; must be new or empty unless --resume")),
+        resume=(bool, Field(default=False, description="go on with the run in --out")),
+    )  # fmt: skip
+    default = flags_too.model_construct(**{k: getattr(base, k) for k in kind.model_fields})
+    given = parse(flags_too, flags, "visfeedback train CONFIG.toml", __doc__ or "", default=default)
+    values = {key: getattr(given, key) for key in kind.model_fields}
+    return kind.model_construct(**values), given.out, given.resume  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _method(table: dict[str, Any], flags: list[str], preset: Path | None) -> str:
+    section = table.get("method")
+    for i, flag in enumerate(flags):
+        if flag == "--method.name" and i + 1 < len(flags):
+            return flags[i + 1]
+        if flag.startswith("--method.name="):
+            return flag.partition("=")[2]
+    if not isinstance(section, dict) or not isinstance(section.get("name"), str):
+        known = ", ".join(plugins.names("methods"))
+        raise InputError(f'{preset} names no method; expected [method] with name = "dpo" (known: {known})')
+    return section["name"]
+
+
+def _sentence(summary: dict[str, Any], out: Path) -> str:
+    parts = [f"{summary['steps']} steps in {summary['seconds']:.0f} s"]
+    if "implicit_accuracy" in summary:
+        parts.append(f"{summary['implicit_accuracy']:.0%} of training pairs ranked right")
+    if "drift" in summary:
+        parts.append(f"drift {summary['drift']:.2g}")
+    return f"{', '.join(parts)}; adapter: {out / 'adapter'}, report: {out / 'report.html'}"

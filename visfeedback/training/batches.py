@@ -1,0 +1,173 @@
+"""Stored pairs -> batches of tensors, as pure functions of (seed, step): nothing has to be remembered to go on.
+
+The endless stream of pairs is epoch after epoch, each in its own shuffled order; step s takes the next
+batch_size * accumulate * processes of it, so a run's place in the data is its step number. A pair's draw d (time,
+noise, latent noise, dropped prompt, mirroring) has its own generator, seeded by (seed, pair, d): it does not depend on
+the batch or the process it lands in, and the reference's errors for it can be computed ahead.
+May import: types, sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from visfeedback.sampling.generate import derive_seed
+from visfeedback.training.cache import Rows
+from visfeedback.training.data import Pair
+from visfeedback.types.batches import Condition, Pairs
+from visfeedback.types.protocols import Process
+
+MIRRORED = "|mirrored"
+"""suffix of a mirrored image's key"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that the stream depends on besides the pairs."""
+
+    seed: int
+    batch_size: int
+    accumulate: int = 1
+    processes: int = 1
+    draws: int = 0  # 0 = a new draw in every epoch
+    prompt_drop: float = 0.0
+    flip: bool = False
+
+    @property
+    def per_step(self) -> int:
+        return self.batch_size * self.accumulate * self.processes
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What chance decides for one pair in one epoch."""
+
+    t: Tensor  # (1,)
+    noise: Tensor  # (C, h, w)
+    winner: Tensor  # (C, h, w) where in the winner's latent distribution
+    loser: Tensor  # (C, h, w)
+    dropped: bool
+    mirrored: bool
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Where encoded images, prompts and reference errors come from."""
+
+    moments: Rows  # image key -> mean, std (C, h, w)
+    text: Rows  # prompt -> tokens, pooled, extras
+    reference: Rows | None = None  # pair|draw -> errors (2,)
+
+
+class PairBatches:
+    """Batches of the stream of ``pairs``."""
+
+    def __init__(self, pairs: Sequence[Pair], tables: Tables, process: Process, recipe: Recipe) -> None:
+        self.pairs, self.tables, self.process, self.recipe = pairs, tables, process, recipe
+        self._by_id = {pair.id: pair for pair in pairs}
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+
+    def batch(self, step: int, micro: int = 0, rank: int = 0) -> Pairs:
+        """The ``micro``-th batch of process ``rank`` in step ``step`` (counted from 0)."""
+        recipe = self.recipe
+        start = step * recipe.per_step + (micro * recipe.processes + rank) * recipe.batch_size
+        items = [self.at(position) for position in range(start, start + recipe.batch_size)]
+        return self.collate(items)
+
+    def at(self, position: int) -> tuple[Pair, int]:
+        """The pair at a place of the stream, and which of its draws."""
+        epoch, place = divmod(position, len(self.pairs))
+        return self.pairs[self._order(epoch)[place]], self.draw_index(epoch)
+
+    def draw_index(self, epoch: int) -> int:
+        return epoch % self.recipe.draws if self.recipe.draws else epoch
+
+    def _shuffle(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(derive_seed(self.recipe.seed, "order", epoch))
+        return torch.randperm(len(self.pairs), generator=generator).tolist()
+
+    def collate(self, items: Sequence[tuple[Pair, int]], reference: bool = True) -> Pairs:
+        """(pair, draw) items -> a batch on the CPU, with reference errors if there is a table and they are wanted."""
+        flips = [self._flipped(pair, draw) for pair, draw in items]
+        keys = [image_key(p.winner, f) for (p, _), f in zip(items, flips, strict=True)]
+        keys += [image_key(p.loser, f) for (p, _), f in zip(items, flips, strict=True)]
+        moments = self.tables.moments.rows(keys)
+        mean, std = moments["mean"].float(), moments["std"].float()  # (2B, C, h, w)
+        draws = [self.draw(pair, index, mean.shape[1:]) for pair, index in items]
+        latents = mean + std * torch.stack([d.winner for d in draws] + [d.loser for d in draws]).to(mean)
+        winner, loser = latents.chunk(2)
+        prompts = ["" if d.dropped else pair.prompt for (pair, _), d in zip(items, draws, strict=True)]
+        errors = self.tables.reference if reference else None
+        return Pairs(
+            winner=winner, loser=loser, condition=condition(self.tables.text.rows(prompts)),
+            probability=torch.tensor([pair.probability for pair, _ in items]),
+            weight=torch.tensor([pair.weight for pair, _ in items]),
+            noise=torch.stack([d.noise for d in draws]), t=torch.cat([d.t for d in draws]),
+            reference_errors=None if errors is None else errors.rows([draw_key(p, d) for p, d in items])["errors"],
+        )  # fmt: skip
+
+    def draw(self, pair: Pair, index: int, latent: Sequence[int]) -> Draw:
+        """Draw ``index`` of a pair; the order of these calls is part of every cached number."""
+        generator = self._generator(pair, index)
+        chances = torch.rand(2, generator=generator).tolist()
+        t = self.process.sample_t(1, generator)
+        noise, winner, loser = torch.randn((3, *latent), generator=generator)
+        return Draw(t, noise, winner, loser, chances[0] < self.recipe.prompt_drop, self._mirrors(chances[1]))
+
+    def _flipped(self, pair: Pair, index: int) -> bool:
+        """Known before the latents are, so that the right image is looked up."""
+        return self.recipe.flip and self._mirrors(torch.rand(2, generator=self._generator(pair, index))[1].item())
+
+    def _mirrors(self, chance: float) -> bool:
+        return self.recipe.flip and chance < 0.5
+
+    def _generator(self, pair: Pair, index: int) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.recipe.seed, pair.id, index))
+
+    def pairs_of(self, keys: Sequence[str]) -> Pairs:
+        """The batch behind keys of the reference table, without reference errors."""
+        split = [key.rpartition("|") for key in keys]
+        return self.collate([(self._by_id[name], int(draw)) for name, _, draw in split], reference=False)
+
+    def needed_draws(self, steps: int) -> int:
+        """How many draws of a pair ``steps`` steps use at most."""
+        epochs = -(-steps * self.recipe.per_step // len(self.pairs))
+        return min(self.recipe.draws or epochs, epochs)
+
+    def image_keys(self) -> list[str]:
+        """Every image that may be asked for, once."""
+        images = dict.fromkeys(image for pair in self.pairs for image in (pair.winner, pair.loser))
+        return [image_key(i, flipped) for flipped in ((False, True) if self.recipe.flip else (False,)) for i in images]
+
+    def prompt_keys(self) -> list[str]:
+        """Every text that may be asked for, once."""
+        return list(dict.fromkeys([*(pair.prompt for pair in self.pairs), *([""] if self.recipe.prompt_drop else [])]))
+
+    def draw_keys(self, draws: int) -> list[str]:
+        """Every (pair, draw), draws outermost, so that more draws only add shards at the end."""
+        return [draw_key(pair, draw) for draw in range(draws) for pair in self.pairs]
+
+
+def image_key(image: str, mirrored: bool) -> str:
+    return image + MIRRORED if mirrored else image
+
+
+def draw_key(pair: Pair, draw: int) -> str:
+    return f"{pair.id}|{draw}"
+
+
+def condition(rows: dict[str, Tensor]) -> Condition:
+    """Rows of the text table -> the network's condition."""
+    extras = {name.removeprefix("extras."): t for name, t in rows.items() if name.startswith("extras.")}
+    return Condition(tokens=rows["tokens"], pooled=rows.get("pooled"), extras=extras)
+
+
+def condition_rows(value: Condition) -> dict[str, Tensor]:
+    """The inverse of `condition`."""
+    pooled = {} if value.pooled is None else {"pooled": value.pooled}
+    return {"tokens": value.tokens, **pooled, **{f"extras.{name}": t for name, t in value.extras.items()}}

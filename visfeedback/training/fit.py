@@ -1,0 +1,161 @@
+"""The one training loop: settings in, a run folder out; killed at any moment, it goes on to the same bits.
+
+    steps: batch -> method.loss -> gradient -> AdamW        beside them: metrics, drift, previews, checkpoints
+
+Everything that decides a step is a function of (settings, step) or is in the checkpoint. To add a method, data source
+or file of the run folder, see the module of that name; the loop gains a hook when three users need it.
+May import: types, config, store, sampling, rewards, preferences, methods, backbones, report.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from visfeedback.plugins import InputError
+from visfeedback.training import checkpoint
+from visfeedback.training.checkpoint import Position, Snapshot
+from visfeedback.training.monitor import Monitor
+from visfeedback.training.policy import put_weights, weights_of
+from visfeedback.training.run import Metrics, Run
+from visfeedback.training.settings import TrainSettings
+from visfeedback.training.setup import Setup, prepare
+from visfeedback.training.step import NotFinite
+from visfeedback.training.surroundings import isolated, stop_on_signal
+from visfeedback.training.wrap_up import finish
+from visfeedback.types.protocols import Progress, silent
+
+
+def fit(
+    settings: TrainSettings, out: Path, resume: bool = False, progress: Progress = silent, command: str = ""
+) -> dict[str, Any]:
+    """Train and return what ``out/summary.json`` says. ``command`` is what a person would type to repeat the run.
+
+    Raises InputError for wrong settings, data, models or folders, before anything is written, and when the loss stops
+    being a number (the state before that is saved); KeyboardInterrupt after saving when asked to stop.
+    """
+    with isolated(settings.engine):
+        setup = prepare(settings, Run(out), resume, progress)
+        training = Training(setup)
+        training.restore()
+        with progress("training", settings.optim.steps) as advance:
+            training.loop(advance)
+        return finish(setup, training.position, command)
+
+
+@dataclass
+class Training:
+    """The loop's state: how far it is."""
+
+    setup: Setup
+    position: Position = field(default_factory=Position)
+
+    @property
+    def _steps(self) -> int:
+        return self.setup.settings.optim.steps
+
+    def restore(self) -> None:
+        """Go on from the newest checkpoint, if there is one, and forget metrics of steps after it."""
+        setup, run = self.setup, self.setup.run
+        if done := checkpoint.steps(run.checkpoints):
+            folder = checkpoint.step_folder(run.checkpoints, done[-1])
+            self.position = self._put(checkpoint.load(folder))
+            checkpoint.restore_random_states(folder, setup.rank)
+        if setup.main:
+            Metrics(run.metrics).cut_back(self.position.step)
+        setup.accelerator.wait_for_everyone()
+
+    def loop(self, advance: Callable[[int], None]) -> None:
+        """Optimizer steps until the last one."""
+        monitor, every = Monitor(self.setup), self.setup.settings.engine.checkpoint_every
+        advance(self.position.step)
+        self.setup.stepper.loss.train()
+        with stop_on_signal() as stop:
+            if self.position.step == 0:
+                monitor.preview(0)
+            while self.position.step < self._steps:
+                stopping = self._step(monitor, stop)
+                advance(1)
+                if stopping or self.position.step == self._steps or (every and self.position.step % every == 0):
+                    self.save()
+                if stopping:
+                    raise KeyboardInterrupt
+
+    def _step(self, monitor: Monitor, stop: Callable[[], bool]) -> bool:
+        """One step with everything around it; says whether to stop."""
+        started = time.perf_counter()
+        try:
+            metrics, stopping = self.setup.stepper.step(self.position.step, stop)
+        except NotFinite as error:
+            raise self._lost(error) from None
+        self.position.step += 1
+        metrics |= monitor.after(self.position.step)
+        self.position.seconds += time.perf_counter() - started
+        images = 2 * self.position.step * self.setup.stepper.batches.recipe.per_step
+        self._record(metrics | {"seconds": self.position.seconds, "images_seen": images})
+        return stopping
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        """A row of metrics.jsonl, and of the trackers, for every `log_every` steps."""
+        self.position.window.append(metrics)
+        if self.position.step % self.setup.settings.engine.log_every and self.position.step < self._steps:
+            return
+        row = {"step": self.position.step} | summarize(self.position.window)
+        self.position.window = []
+        if self.setup.main:
+            Metrics(self.setup.run.metrics).append([row])
+        self.setup.accelerator.log(row, step=self.position.step)
+
+    def _lost(self, error: NotFinite) -> InputError:
+        """Save what was good and say what to do."""
+        self.save()
+        kept = checkpoint.step_folder(self.setup.run.checkpoints, self.position.step)
+        return InputError(
+            f"{error} in step {self.position.step + 1}; the state before it is in {kept}; start again in another --out "
+            f"with a lower --optim.lr (now {self.setup.settings.optim.lr:g}), a --optim.warmup, or --model.dtype fp32"
+        )
+
+    def save(self) -> None:
+        """A checkpoint of this step."""
+        setup, stepper = self.setup, self.setup.stepper
+        scaler = setup.accelerator.scaler
+        snapshot = Snapshot(
+            position=self.position,
+            adapter=weights_of(setup.backbone),
+            optimizer={
+                "optimizer": stepper.optimizer.state_dict(),
+                "scaler": scaler.state_dict() if scaler else None,
+            },
+            method=stepper.state,
+            ema=stepper.average.values if stepper.average else None,
+        )
+        barrier, keep = setup.accelerator.wait_for_everyone, setup.settings.engine.keep
+        checkpoint.save(setup.run.checkpoints, snapshot, setup.rank, barrier, keep)
+
+    def _put(self, snapshot: Snapshot) -> Position:
+        """The inverse of `save`."""
+        stepper = self.setup.stepper
+        put_weights(self.setup.backbone, snapshot.adapter)
+        stepper.optimizer.load_state_dict(snapshot.optimizer["optimizer"])
+        if self.setup.accelerator.scaler and snapshot.optimizer["scaler"]:
+            self.setup.accelerator.scaler.load_state_dict(snapshot.optimizer["scaler"])
+        stepper.state.update(snapshot.method)
+        if stepper.average and snapshot.ema:
+            stepper.average.load(snapshot.ema)
+        return snapshot.position
+
+
+LAST = {"lr", "seconds", "images_seen", "drift"}
+"""metrics of which a row shows the newest value instead of the mean"""
+
+
+def summarize(window: list[dict[str, float]]) -> dict[str, float]:
+    """Several steps as one row: means, but the newest value of clocks and measures; keys in order of appearance."""
+    row: dict[str, float] = {}
+    for name in dict.fromkeys(name for metrics in window for name in metrics):
+        values = [metrics[name] for metrics in window if name in metrics]
+        row[name] = values[-1] if name in LAST or name.startswith("holdout_") else sum(values) / len(values)
+    return row

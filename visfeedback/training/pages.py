@@ -1,0 +1,126 @@
+"""Pages of a finished run for people: card.md, a model card, and report.html.
+
+May import: types, config, report.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from visfeedback import config
+from visfeedback.report.blocks import Cards, Command, Number, Section, Table
+from visfeedback.report.curves import training_curves
+from visfeedback.report.grids import before_after
+from visfeedback.report.page import Page, write_page
+from visfeedback.training.monitor import preview_prompts
+from visfeedback.training.run import read_metrics
+from visfeedback.training.setup import Setup
+
+TAIL = 20
+"""rows of metrics.jsonl whose mean stands in the summary: single steps are noisy"""
+SHOWN = ("steps", "epochs", "images_seen", "loss", "implicit_accuracy", "holdout_implicit_accuracy", "drift", "seed")
+"""numbers on the card"""
+
+CARD = """---
+base_model: {base}
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [lora, text-to-image, {name}, preference-optimization, visfeedback]
+---
+
+# {name} adapter for {base}
+
+A LoRA for `{base}` trained with {name} on {pairs} preferences over {prompts} prompts, by visfeedback.
+
+```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{folder}", torch_dtype=torch.float32)
+pipe.load_lora_weights("adapter")
+```
+
+| | |
+|---|---|
+{rows}
+
+Command: `{command}`
+
+Settings:
+
+```toml
+{toml}```
+
+What the numbers are: means over the last {tail} logged steps on the training pairs; drift is the mean squared
+difference between the predictions of this model and its reference. They do not say how good the images are: for that,
+`visfeedback evaluate` compares base and tuned on prompts that were not trained on.
+"""
+
+
+def card(setup: Setup, summary: dict[str, Any]) -> str:
+    """card.md, a model card."""
+    settings = setup.settings
+    base = settings.model.id
+    return CARD.format(
+        base=base, name=summary["method"]["name"], pairs=summary["pairs"], command=summary["command"], tail=TAIL,
+        prompts=len({pair.prompt for pair in setup.stepper.batches.pairs}),
+        folder=setup.backbone.pipe.config.get("_name_or_path") or base,
+        rows="\n".join(f"| {name.replace('_', ' ')} | {summary[name]} |" for name in SHOWN if name in summary),
+        toml=config.to_toml(settings),
+    )  # fmt: skip
+
+
+def write_report(setup: Setup, summary: dict[str, Any]) -> Path:
+    """report.html: numbers, curves, pictures before and after, settings, the command."""
+    sections = [Section("How it learned", (training_curves(read_metrics(setup.run.metrics)),))]
+    if cards := _pictures(setup, summary["steps"]):
+        lead = "The same prompt and the same noise, before and after. A handful of pictures shows style, not success."
+        sections.append(Section("Before and after", (Cards(tuple(cards)),), lead))
+    sections.append(Section("Settings", (_settings_table(setup),)))
+    sections.append(Section("Run it again", (Command(summary["command"]),)))
+    title = f"{summary['method']['name'].upper()} on {summary['model']}: {summary['pairs']} preferences learned"
+    page = Page(title, sections, "visfeedback train", _sentence(summary), _numbers(summary))
+    return write_page(setup.run.report, page)
+
+
+def _sentence(summary: dict[str, Any]) -> str:
+    beta = ", ".join(f"{name.replace('_', ' ')} = {value:g}" for name, value in summary["conventions"].items())
+    return (
+        f"{summary['steps']} steps over {summary['epochs']:g} epochs of {summary['pairs']} pairs in "
+        f"{summary['seconds']:.0f} seconds, seed {summary['seed']}.{f' {beta}.' if beta else ''}"
+    )
+
+
+def _numbers(summary: dict[str, Any]) -> tuple[Number, ...]:
+    numbers: list[Number] = []
+    if "implicit_accuracy" in summary:
+        note = f"training pairs, mean of the last {TAIL} logged steps; 50% is chance"
+        numbers.append(Number("Pairs ranked right", f"{summary['implicit_accuracy']:.0%}", note=note))
+    if "holdout_implicit_accuracy" in summary:
+        value = f"{summary['holdout_implicit_accuracy']:.0%}"
+        numbers.append(Number("Held-out pairs ranked right", value, note="prompts that were not trained on"))
+    if "drift" in summary:
+        note = "mean squared difference to the reference's predictions"
+        numbers.append(Number("Drift", f"{summary['drift']:.2g}", note=note))
+    numbers.append(Number("Peak memory", f"{summary['peak_mib']} MiB"))
+    return tuple(numbers)
+
+
+def _pictures(setup: Setup, last: int) -> list[Any]:
+    cards: list[Any] = []
+    for number, prompt in enumerate(preview_prompts(setup)):
+        files = [setup.run.samples / f"step-{step}" / f"{number:02d}.png" for step in (0, last)]
+        if all(file.exists() for file in files):
+            base, tuned = (Image.open(file).convert("RGB") for file in files)
+            cards.append(before_after(prompt, base, tuned))
+    return cards
+
+
+def _settings_table(setup: Setup) -> Table:
+    rows: list[tuple[str, str]] = []
+    for section, values in setup.settings.model_dump(mode="json").items():
+        rows += [(f"{section}.{key}", str(value)) for key, value in values.items()]
+    return Table(("key", "value"), tuple(rows), words=True)

@@ -1,0 +1,176 @@
+"""What a training preset may say, section by section.
+
+To add a knob: a field with a docstring in the section it belongs to; it is then a key of the TOML and a flag. The
+section `method` is the method's own model: `settings_for("dpo")` is `TrainSettings` with that section typed.
+May import: types, plugins.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import Field, create_model
+
+from visfeedback import plugins
+from visfeedback.types.records import Frozen
+
+
+class Model(Frozen):
+    """The network that learns."""
+
+    id: str = "shapes:sd"
+    """hub id, local diffusers folder, single-file checkpoint, or a world such as `shapes:sd`"""
+    adapter: str = ""
+    """LoRA to start from; the reference is then the model with this LoRA. Empty: a fresh LoRA on the bare model"""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """precision of the frozen weights; what is trained stays fp32"""
+
+
+class Data(Frozen):
+    """Which preferences are learned, and how images and prompts are read. Give `store` or `pairs`."""
+
+    store: str = ""
+    """SQLAlchemy URL of a feedback store, e.g. `sqlite:///prefs.db`"""
+    pairs: str = ""
+    """pairs file (jsonl, csv, parquet) with prompt, image_a, image_b, label"""
+    criterion: str = "overall"
+    """which question's answers to learn from (store)"""
+    ties: Literal["drop", "keep"] = "drop"
+    """`keep` trains on ties too, as probability 0.5"""
+    holdout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """share of prompts kept out of training; their loss and accuracy are logged beside the drift"""
+    prompt_drop: float = Field(default=0.0, ge=0.0, le=1.0)
+    """share of pairs shown with an empty prompt (the official code: 0.2)"""
+    resolution: int = Field(default=0, ge=0)
+    """side in pixels: images are resized to it by their short side and cropped in the centre; 0 = the model's own"""
+    flip: bool = False
+    """mirror half of the pairs; wrong for prompts that say left or right"""
+
+
+class Optim(Frozen):
+    """AdamW and its schedule."""
+
+    lr: float = Field(default=1e-4, gt=0)
+    """peak learning rate"""
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    """what follows the warmup; linear and cosine end at 0"""
+    warmup: int = Field(default=0, ge=0)
+    """steps in which the learning rate rises linearly from 0"""
+    steps: int = Field(default=500, ge=1)
+    """optimizer steps"""
+    batch_size: int = Field(default=8, ge=1)
+    """pairs in one network call of one process"""
+    accumulate: int = Field(default=1, ge=1)
+    """network calls per optimizer step"""
+    weight_decay: float = Field(default=1e-2, ge=0)
+    """AdamW's decoupled decay"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decays"""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """AdamW's denominator constant"""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """gradients are scaled down to this norm; 0 = never"""
+    eight_bit: bool = False
+    """8-bit optimizer states (needs bitsandbytes and a GPU)"""
+
+
+class Lora(Frozen):
+    """The adapter that is trained (peft). Ignored when `model.adapter` brings its own shape."""
+
+    rank: int = Field(default=16, ge=1)
+    """width of the update"""
+    alpha: float = Field(default=0.0, ge=0)
+    """scale, the update is multiplied by alpha / rank; 0 = rank"""
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """names of the layers that get one"""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """dropout on the adapter's input while training"""
+
+
+class Ema(Frozen):
+    """Running average of the adapter; when on, it is what `adapter/` holds."""
+
+    decay: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """0 = off"""
+    every: int = Field(default=1, ge=1)
+    """steps between updates"""
+
+
+class Cache(Frozen):
+    """Work that never changes is done once."""
+
+    moments: bool = True
+    """mean and std of every image's latents, so that sampling them stays as it was"""
+    text: bool = True
+    """every distinct prompt's encoding"""
+    reference: bool = True
+    """the reference's errors for every (pair, draw): the reference network then never runs in the loop"""
+    draws: int = Field(default=0, ge=0)
+    """different (noise, t) a pair gets before they repeat; 0 = new ones in every epoch"""
+
+
+class Engine(Frozen):
+    """Seeds, devices, and what is written when."""
+
+    seed: int = Field(default=0, ge=0)
+    """the order of pairs, their noise and the adapter's start follow from it"""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`"""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """autocast of the network calls"""
+    gradient_checkpointing: bool = False
+    """less memory, about a third more time"""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads; 0 = as the machine is set. Recorded and used again on resume, for results depend on it"""
+    checkpoint_every: int = Field(default=100, ge=0)
+    """steps between checkpoints; 0 = only at the end"""
+    keep: int = Field(default=2, ge=1)
+    """newest checkpoints that stay"""
+    log_every: int = Field(default=1, ge=1)
+    """steps that one row of metrics.jsonl averages"""
+    drift_every: int = Field(default=50, ge=0)
+    """steps between measures of the drift from the reference; 0 = only at the end"""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """where metrics go besides metrics.jsonl (extra `trackers`)"""
+    ema: Ema = Ema()
+    cache: Cache = Cache()
+
+
+class Eval(Frozen):
+    """Pictures on the way, in `samples/`."""
+
+    prompts: tuple[str, ...] = ()
+    """what to draw; empty = the first prompts of the data"""
+    count: int = Field(default=4, ge=0)
+    """how many of the data's prompts; 0 and no `prompts` = no pictures"""
+    every: int = Field(default=0, ge=0)
+    """steps between previews; 0 = only before and after"""
+
+
+class TrainSettings(Frozen):
+    """A training run."""
+
+    model: Model = Model()
+    method: Frozen
+    data: Data = Data()
+    optim: Optim = Optim()
+    lora: Lora = Lora()
+    engine: Engine = Engine()
+    eval: Eval = Eval()
+
+
+@cache
+def settings_for(method: str) -> type[TrainSettings]:
+    """``TrainSettings`` whose section `method` has the knobs of this method, besides its name.
+
+    Raises InputError for a name that no file in `methods/` has.
+    """
+    knobs: Any = plugins.load("methods", method).Method
+    only_this: Any = Literal[method]  # pyright: ignore[reportInvalidTypeForm]
+    name = (only_this, Field(default=method, description="the file in methods/ that says what is learned"))
+    section = create_model(knobs.__name__, __base__=knobs, __doc__=knobs.__doc__, name=name)
+    default: Any = section()
+    return create_model(
+        "TrainSettings", __base__=TrainSettings, method=(section, default), __doc__=TrainSettings.__doc__
+    )

@@ -1,0 +1,193 @@
+"""From settings to everything the loop needs: devices, network, pairs, tables, optimizer. Nothing is trained here.
+
+Checks come first and files last: until everything is ready the run folder holds nothing but `cache/`.
+May import: types, config, plugins, store, backbones, and accelerate.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
+
+from visfeedback.plugins import InputError
+from visfeedback.training import tables
+from visfeedback.training.batches import PairBatches, Recipe, Tables
+from visfeedback.training.data import Pair, load_pairs, split
+from visfeedback.training.optimizer import build_optimizer
+from visfeedback.training.policy import Average, load_policy, park
+from visfeedback.training.run import Run, check_folder, write_settings
+from visfeedback.training.settings import Engine, TrainSettings
+from visfeedback.training.step import Loss, Stepper
+from visfeedback.training.surroundings import environment
+from visfeedback.types.files import read_jsonl, write_atomic, write_json
+from visfeedback.types.protocols import Progress, silent
+
+HELD_OUT_DRAWS = 1
+
+
+@dataclass
+class Setup:
+    """A run that is ready to train."""
+
+    settings: TrainSettings
+    run: Run
+    accelerator: Accelerator
+    backbone: Any
+    stepper: Stepper
+    held_out: PairBatches | None = None
+    progress: Progress = silent
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.accelerator.is_main_process
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+
+def prepare(settings: TrainSettings, run: Run, resume: bool, progress: Progress) -> Setup:
+    """Raises InputError for anything that is wrong with settings, data, model or folder."""
+    tables.check_learnable(settings.method)
+    accelerator = make_accelerator(settings.engine, run)
+    if accelerator.is_main_process:
+        check_folder(run, settings, resume)
+    recorded = json.loads(run.environment.read_text(encoding="utf-8")) if run.environment.exists() else {}
+    _same_machine(recorded, accelerator, settings.engine, run)
+    pairs = _pairs(settings, run, accelerator)
+    backbone = load_policy(settings, str(accelerator.device))
+    _same_model(recorded, backbone, run)
+    optimizer = build_optimizer(list(backbone.parameters()), settings.optim)
+    train, held = split(pairs, settings.data.holdout)
+    worker = tables.Worker(
+        settings, backbone, run.cache, progress, accelerator.autocast, accelerator.wait_for_everyone,
+        accelerator.process_index, accelerator.num_processes,
+    )  # fmt: skip
+    batches, held_out = _batches(worker, train, held)
+    if settings.engine.cache.moments and settings.engine.cache.text:
+        park(backbone)
+    if accelerator.is_main_process:
+        _write_start(run, settings, pairs, accelerator, backbone)
+    accelerator.wait_for_everyone()
+    _start_trackers(accelerator, settings)
+    stepper = _stepper(settings, accelerator, backbone, batches, optimizer)
+    return Setup(settings, run, accelerator, backbone, stepper, held_out, progress)
+
+
+def make_accelerator(engine: Engine, run: Run) -> Accelerator:
+    """Devices, precision and trackers. Raises InputError for trackers that are not installed."""
+    missing = [name for name in engine.trackers if find_spec(name) is None]
+    if missing:
+        raise InputError(f"tracker {missing[0]} is not installed: pip install 'visfeedback[trackers]'")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # accelerate remembers the precision of an earlier run
+        AcceleratorState._reset_state(reset_partial_state=True)
+    on_cpu = engine.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if engine.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"no device {engine.device!r} on this machine; expected auto or cpu")
+    try:
+        return Accelerator(
+            cpu=on_cpu, mixed_precision=engine.mixed_precision, log_with=list(engine.trackers) or None,
+            project_dir=str(run.root / "trackers"),
+        )  # fmt: skip
+    except ValueError as error:  # fp16 on a CPU
+        line = (str(error).splitlines() or ["it is not supported"])[0]
+        raise InputError(f"engine.mixed_precision = {engine.mixed_precision}: {line}") from None
+
+
+def _same_machine(recorded: dict[str, Any], accelerator: Accelerator, engine: Engine, run: Run) -> None:
+    """Use the recorded number of threads; insist on the number of processes, for both decide the last bits."""
+    if threads := recorded.get("threads") or engine.threads:
+        torch.set_num_threads(threads)
+    before, now = recorded.get("processes", accelerator.num_processes), accelerator.num_processes
+    if before != now:
+        raise InputError(
+            f"the run in {run.root} was started with {before} processes, now there are {now}; use {before}"
+        )
+
+
+def _same_model(recorded: dict[str, Any], backbone: Any, run: Run) -> None:
+    """The reference must be what it was, and the trained weights must fit."""
+    for name in ("model_revision", "adapter_revision"):
+        before, now = recorded.get(name), _revisions(backbone)[name]
+        if before is not None and before != now:
+            what = name.partition("_")[0]
+            raise InputError(f"{what} has changed since the run in {run.root} was started ({before}, now {now})")
+
+
+def _revisions(backbone: Any) -> dict[str, str]:
+    return {"model_revision": backbone.revision, "adapter_revision": backbone.adapter_revision}
+
+
+def _pairs(settings: TrainSettings, run: Run, accelerator: Accelerator) -> list[Pair]:
+    """The recorded pairs of a run that goes on, else those of the data; every process gets the first one's."""
+    pairs: list[Any] = [None]
+    if accelerator.is_main_process:
+        pairs = [list(read_jsonl(run.pairs, Pair)) if run.pairs.exists() else load_pairs(settings.data)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(pairs)
+    return pairs[0]
+
+
+def _batches(
+    worker: tables.Worker, train: Sequence[Pair], held: Sequence[Pair]
+) -> tuple[PairBatches, PairBatches | None]:
+    settings = worker.settings
+    optim, data, cache = settings.optim, settings.data, settings.engine.cache
+    recipe = Recipe(
+        settings.engine.seed, optim.batch_size, optim.accumulate, worker.ranks, cache.draws, data.prompt_drop, data.flip
+    )
+    empty = Tables(tables.NOTHING, tables.NOTHING)
+    everything = PairBatches([*train, *held], empty, worker.backbone.process, recipe)
+    ready = Tables(
+        tables.moments(worker, everything.pairs, everything.image_keys()),
+        tables.text(worker, everything.prompt_keys()),
+    )
+    batches = PairBatches(train, ready, worker.backbone.process, recipe)
+    batches = tables.with_reference(worker, batches, batches.needed_draws(optim.steps))
+    if not held:
+        return batches, None
+    held_out = PairBatches(held, ready, worker.backbone.process, recipe)
+    return batches, tables.with_reference(worker, held_out, HELD_OUT_DRAWS)
+
+
+def _stepper(
+    settings: TrainSettings, accelerator: Accelerator, backbone: Any, batches: PairBatches, optimizer: Any
+) -> Stepper:
+    loss, optimizer = accelerator.prepare(Loss(settings.method, backbone), optimizer)
+    ema = settings.engine.ema
+    average = Average(backbone.named_parameters(), ema.decay) if ema.decay else None
+    return Stepper(settings, accelerator, backbone, loss, optimizer, batches, {}, average)
+
+
+def _write_start(run: Run, settings: TrainSettings, pairs: list[Pair], accelerator: Accelerator, backbone: Any) -> None:
+    """config.toml comes last: a folder that has it has the rest."""
+    if not run.environment.exists():
+        about = {
+            "seed": settings.engine.seed, "threads": torch.get_num_threads(), "processes": accelerator.num_processes,
+            "device": str(accelerator.device), "device_name": _device_name(accelerator.device),
+            **_revisions(backbone),
+        }  # fmt: skip
+        write_json(run.environment, environment(**about))
+    if not run.pairs.exists():
+        write_atomic(run.pairs, "".join(pair.model_dump_json() + "\n" for pair in pairs))
+    write_settings(run, settings)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _start_trackers(accelerator: Accelerator, settings: TrainSettings) -> None:
+    if settings.engine.trackers:
+        flat = {f"{a}.{k}": str(v) for a, b in settings.model_dump(mode="json").items() for k, v in b.items()}
+        accelerator.init_trackers("visfeedback", flat)

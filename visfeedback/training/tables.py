@@ -1,0 +1,117 @@
+"""What a run computes once: images' latent moments, prompts' encodings, the reference's errors.
+
+Each is a table on disk (`cache.py`) or, with its switch in `engine.cache` off, computed at every use.
+May import: types, plugins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visfeedback.plugins import InputError
+from visfeedback.training.batches import MIRRORED, PairBatches, condition_rows
+from visfeedback.training.cache import Compute, Live, Rows, Stored, digest, fill
+from visfeedback.training.data import Pair, pixels
+from visfeedback.training.settings import TrainSettings
+from visfeedback.types.protocols import Progress
+
+NOTHING = Live(lambda keys: {})
+"""a table without rows"""
+IMAGES_AT_ONCE, TEXTS_AT_ONCE = 8, 64
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Who computes the tables: the network, this process among all, and how it casts and waits."""
+
+    settings: TrainSettings
+    backbone: Any
+    folder: Path
+    progress: Progress
+    autocast: Callable[..., AbstractContextManager[Any]]
+    barrier: Callable[[], None]
+    rank: int = 0
+    ranks: int = 1
+
+    def table(self, name: str, keys: Sequence[str], compute: Compute, chunk: int, on: bool, words: str) -> Rows:
+        """Rows of ``keys``; ``words`` is what people see while the table fills."""
+        if not on:
+            return Live(compute)
+        folder = self.folder / f"{name}-{self._depends_on(name)}"
+        fill(folder, keys, compute, chunk, (self.progress, words), self.rank, self.ranks)
+        self.barrier()
+        return Stored(folder, keys)
+
+    def _depends_on(self, name: str) -> str:
+        """Digest of everything a row of this table follows from, besides its key."""
+        model, data, engine = self.settings.model, self.settings.data, self.settings.engine
+        parts: dict[str, Any] = {
+            "model": getattr(self.backbone, "revision", model.id), "dtype": model.dtype,
+            "adapter": getattr(self.backbone, "adapter_revision", model.adapter),
+            "threads": torch.get_num_threads(), "device": self.backbone.device.type,
+        }  # fmt: skip
+        if name != "text":
+            parts["resolution"] = resolution(self.settings, self.backbone)
+        if name == "reference":
+            parts |= {"method": self.settings.method.model_dump(mode="json"), "seed": engine.seed,
+                      "drop": data.prompt_drop, "flip": data.flip, "precision": engine.mixed_precision,
+                      "batch": self.settings.optim.batch_size}  # fmt: skip
+        return digest(parts)
+
+
+def resolution(settings: TrainSettings, backbone: Any) -> int:
+    """Side of the training images, px."""
+    return settings.data.resolution or backbone.resolution
+
+
+def moments(worker: Worker, pairs: Sequence[Pair], keys: Sequence[str]) -> Rows:
+    """Image key -> mean and std (C, h, w) of its latents."""
+    paths = {image: path for p in pairs for image, path in ((p.winner, p.winner_path), (p.loser, p.loser_path))}
+    side = resolution(worker.settings, worker.backbone)
+
+    def compute(some: Sequence[str]) -> dict[str, Tensor]:
+        images = [pixels(Path(paths[k.removesuffix(MIRRORED)]), side, k.endswith(MIRRORED)) for k in some]
+        mean, std = worker.backbone.encode(torch.stack(images).to(worker.backbone.device))
+        return {"mean": mean, "std": std}
+
+    return worker.table(
+        "moments", keys, compute, IMAGES_AT_ONCE, worker.settings.engine.cache.moments, "encoding images"
+    )
+
+
+def text(worker: Worker, keys: Sequence[str]) -> Rows:
+    """Prompt -> its condition."""
+
+    def compute(some: Sequence[str]) -> dict[str, Tensor]:
+        return condition_rows(worker.backbone.encode_text(some))
+
+    return worker.table("text", keys, compute, TEXTS_AT_ONCE, worker.settings.engine.cache.text, "encoding prompts")
+
+
+def with_reference(worker: Worker, batches: PairBatches, draws: int) -> PairBatches:
+    """The same batches, bringing the reference's errors if the method can use them ready-made."""
+    reference = getattr(worker.settings.method, "reference", None)
+    if reference is None or not worker.settings.engine.cache.reference:
+        return batches
+
+    def compute(keys: Sequence[str]) -> dict[str, Tensor]:
+        with worker.autocast():
+            return {"errors": reference(worker.backbone, batches.pairs_of(keys).to(worker.backbone.device)).float()}
+
+    rows = worker.table(
+        "reference", batches.draw_keys(draws), compute, batches.recipe.batch_size, True, "measuring the reference"
+    )
+    return PairBatches(batches.pairs, replace(batches.tables, reference=rows), batches.process, batches.recipe)
+
+
+def check_learnable(method: Any) -> None:
+    """Raises InputError for a method whose batches do not come from stored pairs."""
+    if method.eats != "pairs":
+        raise InputError(f"method {method.name!r} learns from {method.eats}; this data holds pairs, so choose dpo")

@@ -1,0 +1,75 @@
+"""The end of a run: adapter, card, report, and summary.json, which comes last and says that all is there.
+
+May import: types.
+"""
+
+from __future__ import annotations
+
+import resource
+from typing import Any
+
+import torch
+
+from visfeedback.training.checkpoint import Position
+from visfeedback.training.pages import TAIL, card, write_report
+from visfeedback.training.run import read_metrics
+from visfeedback.training.setup import Setup
+from visfeedback.types.files import write_atomic, write_json
+
+
+def finish(setup: Setup, position: Position, command: str) -> dict[str, Any]:
+    """Write what a finished run leaves and return its summary, in every process."""
+    summary = summarize_run(setup, position, command)
+    if setup.main:
+        average = setup.stepper.average
+        setup.backbone.save_adapter(setup.run.adapter, state=average.values if average else None)
+        write_atomic(setup.run.card, card(setup, summary))
+        write_report(setup, summary)
+        write_json(setup.run.summary, summary)
+    setup.accelerator.wait_for_everyone()
+    setup.accelerator.end_training()
+    return summary
+
+
+def summarize_run(setup: Setup, position: Position, command: str) -> dict[str, Any]:
+    """What summary.json says."""
+    settings, batches = setup.settings, setup.stepper.batches
+    rows = read_metrics(setup.run.metrics) if setup.main else []
+    images = 2 * position.step * batches.recipe.per_step
+    return {
+        "command": command or f"visfeedback train {setup.run.config} --out DIR",
+        "seed": settings.engine.seed, "method": settings.method.model_dump(mode="json"), "model": settings.model.id,
+        "steps": position.step, "seconds": round(position.seconds, 1), "peak_mib": peak_mib(),
+        "pairs": len(batches.pairs), "pairs_held_out": len(setup.held_out.pairs) if setup.held_out else 0,
+        "epochs": round(images / 2 / len(batches.pairs), 2), "images_seen": images,
+        **last_values(rows), "conventions": conventions(setup), "adapter": str(setup.run.adapter),
+    }  # fmt: skip
+
+
+def last_values(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over the last rows, and the newest drift and held-out measures."""
+    values: dict[str, float] = {}
+    for name in ("loss", "implicit_accuracy"):
+        found = [row[name] for row in rows[-TAIL:] if row.get(name) is not None]
+        values |= {name: round(sum(found) / len(found), 5)} if found else {}
+    for name in ("drift", "holdout_loss", "holdout_implicit_accuracy"):
+        found = [row[name] for row in rows if row.get(name) is not None]
+        values |= {name: found[-1]} if found else {}
+    return values
+
+
+def conventions(setup: Setup) -> dict[str, float]:
+    """The method's strength as other programs write it, if it knows."""
+    known = getattr(setup.settings.method, "conventions", None)
+    if known is None:
+        return {}
+    pair = setup.stepper.batches.pairs[0]
+    latent = setup.stepper.batches.collate([(pair, 0)], reference=False).winner.shape[1:]
+    return known(tuple(latent))
+
+
+def peak_mib() -> int:
+    """Most memory this process has used, MiB; on a GPU the GPU's."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
