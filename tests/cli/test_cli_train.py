@@ -30,7 +30,8 @@ def preset(tiny_sd, tmp_path) -> Path:
     path = tmp_path / "preset.toml"
     path.write_text(
         f'[model]\nid = "{tiny_sd}"\n[method]\nname = "dpo"\n[data]\npairs = "{tmp_path / "pairs.jsonl"}"\n'
-        '[optim]\nsteps = 2\nbatch_size = 2\n[lora]\nrank = 2\n[engine]\ndevice = "cpu"\nthreads = 1\n[eval]\ncount = 0\n'
+        "[optim]\nsteps = 2\nbatch_size = 2\n[lora]\nrank = 2\n"
+        '[engine]\ndevice = "cpu"\nthreads = 1\n[eval]\ncount = 0\n'
     )
     return path
 

@@ -231,3 +231,34 @@ def test_pairs_of_different_prompts_keep_their_conditions(moved):
     before, after = denoising_errors(moved, batch), denoising_errors(moved, swapped)
     assert not torch.allclose(before[:2], after[:2], rtol=1e-4)
     torch.testing.assert_close(before[2:], after[2:])
+
+
+def group_of(backbone, images=4, seed=3) -> Pairs:
+    """All pairs among the images of one prompt under one noise; ``same`` numbers the images."""
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn((images, 4, 8, 8), generator=generator)
+    noise, t = torch.randn((1, 4, 8, 8), generator=generator), backbone.process.sample_t(1, generator)
+    rows = [(a, b) for a in range(images) for b in range(a + 1, images)]
+    count = len(rows)
+    winner, loser = (latents[[row[side] for row in rows]] for side in (0, 1))
+    return Pairs(
+        winner=winner, loser=loser, condition=backbone.encode_text(["a"] * count), probability=torch.ones(count),
+        weight=torch.ones(count), noise=noise.repeat(count, 1, 1, 1), t=t.repeat(count), same=torch.tensor(rows),
+    )  # fmt: skip
+
+
+def test_a_group_costs_as_many_evaluations_as_it_has_images(moved, monkeypatch):
+    """6 pairs among 4 images: 4 evaluations instead of 12, the same loss, the same gradient."""
+    from dataclasses import replace
+
+    sizes, predict = [], moved.predict
+    monkeypatch.setattr(moved, "predict", lambda x_t, t, c: sizes.append(len(x_t)) or predict(x_t, t, c))
+    batch, found = group_of(moved), []
+    for variant in (batch, replace(batch, same=None)):
+        loss, metrics = DPO(beta=100.0).loss(moved, variant, context())
+        found.append((loss.item(), metrics, torch.autograd.grad(loss, list(moved.parameters()))))
+    assert sizes == [4, 4, 12, 12], "policy and reference, grouped and not"
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
+    assert found[0][1] == pytest.approx(found[1][1], abs=1e-4)
+    for a, b in zip(found[0][2], found[1][2], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)

@@ -145,3 +145,49 @@ def test_needed_draws():
     """5 pairs, 2 a step: 10 steps are 4 epochs; draws repeat after `draws`."""
     assert stream().needed_draws(10) == 4
     assert stream(draws=3).needed_draws(10) == 3 and stream(draws=9).needed_draws(10) == 4
+
+
+# groups
+
+
+def all_pairs(prompts: int = 3, images: int = 4, **recipe) -> PairBatches:
+    """Every pair among the images of each prompt: 6 pairs of 4 images."""
+    pairs = [
+        Pair(id=f"{p}-{a}-{b}", prompt=f"prompt {p}", winner=f"{p}{a}", loser=f"{p}{b}", winner_path="", loser_path="")
+        for p in range(prompts) for a in range(images) for b in range(a + 1, images)
+    ]  # fmt: skip
+    return PairBatches(
+        pairs, Tables(MOMENTS, TEXT), Uniform(), Recipe(**{"seed": 0, "batch_size": 6, "group": True} | recipe)
+    )  # type: ignore[arg-type]
+
+
+def test_a_group_comes_together_and_shares_its_draw():
+    batches = all_pairs()
+    for step in range(3):
+        items = [batches.at(step * 6 + i) for i in range(6)]
+        assert len({pair.prompt for pair, _ in items}) == 1
+        batch = batches.batch(step)
+        assert all(torch.equal(batch.noise[0], noise) for noise in batch.noise) and len(set(batch.t.tolist())) == 1
+    prompts = [[batches.at(e * 18 + 6 * i)[0].prompt for i in range(3)] for e in range(4)]
+    assert all(sorted(epoch) == sorted(prompts[0]) for epoch in prompts) and len({tuple(p) for p in prompts}) > 1
+
+
+def test_the_images_of_a_group_are_numbered_once():
+    """6 pairs of 4 images: 12 places, 4 numbers; equal numbers have equal latents, also where the winner loses."""
+    moments = Live(lambda keys: {
+        "mean": torch.stack([torch.full((2, 3, 3), number(k)) for k in keys]), "std": torch.ones(len(keys), 2, 3, 3),
+    })  # fmt: skip
+    batches = all_pairs()
+    batches = PairBatches(batches.pairs, Tables(moments, TEXT), Uniform(), batches.recipe)  # type: ignore[arg-type]
+    batch = batches.batch(0)
+    assert batch.same is not None and batch.same.shape == (6, 2) and len(batch.same.unique()) == 4
+    images = torch.cat([batch.winner, batch.loser])
+    numbers = batch.same.T.reshape(-1)
+    for value in numbers.unique():
+        group = images[numbers == value]
+        assert all(torch.equal(group[0], image) for image in group)
+    assert len({tuple(image.flatten().tolist()) for image in images}) == 4
+
+
+def test_without_groups_every_image_has_its_own_evaluation():
+    assert all_pairs(group=False).batch(0).same is None

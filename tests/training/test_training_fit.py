@@ -38,6 +38,8 @@ def test_a_run_leaves_its_folder(settings, tmp_path):
     assert summary["conventions"]["beta_diffusers"] == 1000
     assert {p.name for p in (tmp_path / "run/samples").iterdir()} == {"step-0", "step-4"}
     assert "visfeedback train X --out Y" in (tmp_path / "run/report.html").read_text()
+    report = (tmp_path / "run/report.html").read_text()
+    assert "optim.batch_size" in report and "optim.schedule" not in report, "only what differs from the defaults"
     card = (tmp_path / "run/card.md").read_text()
     assert "base_model:" in card and "load_lora_weights" in card
 
@@ -218,3 +220,13 @@ def test_the_same_weights_are_the_same_file(settings, tmp_path):
     fit(settings(optim={"steps": 1}), tmp_path / "a")
     fit(settings(optim={"steps": 1}), tmp_path / "b")
     assert (tmp_path / "a" / ADAPTER).read_bytes() == (tmp_path / "b" / ADAPTER).read_bytes()
+
+
+def test_groups_train_from_tables_as_they_do_live(settings, tmp_path):
+    """Grouped batches bring the reference's errors of their own draws: ln 2 first, and live errors agree."""
+    grouped = {"data": {"group": True}, "optim": {"steps": 3, "batch_size": 3}}
+    fit(settings(**grouped), tmp_path / "stored")
+    fit(settings(**grouped, engine={"cache": {"reference": False, "moments": False}}), tmp_path / "live")
+    stored, live = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("stored", "live"))
+    assert stored[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # other batch shapes, so other last bits
+    assert [row["loss"] for row in stored] == pytest.approx([row["loss"] for row in live], rel=1e-3)

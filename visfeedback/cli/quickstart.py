@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from visfeedback.training.settings import TrainSettings
 
 
+AT_ONCE = 64  # pictures of 64 x 64 pixels that are drawn together
+
+
 class QuickstartSettings(Frozen):
     """Sizes and strengths; the training numbers are those of configs/dpo/shapes_sd_quick.toml."""
 
@@ -136,7 +139,7 @@ class River:
 
         s = self.settings
         prompts = evenly(world("shapes").prompts("train"), s.train_prompts, s.seed)
-        drawing = GenerateSettings.model_validate({"steps": s.drawing_steps} if s.drawing_steps else {})
+        drawing = GenerateSettings(steps=s.drawing_steps, batch_size=AT_ONCE)
         generate(load_pipeline(s.model), prompts, s.train_images, s.seed, self.images, drawing, self.console.progress)
 
     def ask(self) -> int:
@@ -199,6 +202,7 @@ class River:
         return EvaluateSettings(
             model=s.model, adapter=str(self.adapter), prompts=f"shapes:heldout:{s.test_prompts}", reward=s.reward,
             judge="verifier:shapes", out=self.pictures, per_prompt=s.test_images, seed=s.seed, steps=s.drawing_steps,
+            batch_size=AT_ONCE,
         )  # fmt: skip
 
     def write(self, compared: dict[str, Any], said: str) -> dict[str, Any]:

@@ -101,13 +101,28 @@ def shape(variant: str, inside: Tensor) -> Tensor:
 
 
 def denoising_errors(backbone: Backbone, batch: Pairs) -> Tensor:
-    """(B, 2) errors L(winner), L(loser) of the current weights, in fp32; one network call for both."""
-    images, noise, t = torch.cat([batch.winner, batch.loser]), batch.noise.repeat(2, 1, 1, 1), batch.t.repeat(2)
-    x_t = backbone.process.add_noise(images, noise, t)
-    prediction = backbone.predict(x_t, t, Condition.cat([batch.condition, batch.condition]))
+    """(B, 2) errors L(winner), L(loser) of the current weights, in fp32; one network call for both.
+
+    An image that is in several pairs under one noise (``batch.same``) is evaluated once: K images of a prompt make
+    K(K-1)/2 pairs and cost K evaluations instead of K(K-1).
+    """
+    keep, back = _distinct(batch)
+    images, noise = torch.cat([batch.winner, batch.loser])[keep], batch.noise.repeat(2, 1, 1, 1)[keep]
+    t, condition = batch.t.repeat(2)[keep], Condition.cat([batch.condition, batch.condition]).rows(keep)
+    prediction = backbone.predict(backbone.process.add_noise(images, noise, t), t, condition)
     target = backbone.process.target(images, noise, t)
-    errors = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))  # (2B,): never a mean over images
-    return errors.view(2, -1).T
+    errors = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))  # never a mean over images
+    return errors[back].view(2, -1).T
+
+
+def _distinct(batch: Pairs) -> tuple[Tensor | slice, Tensor | slice]:
+    """Which rows of [winners, losers] to evaluate, and for each row which of these it is."""
+    if batch.same is None:
+        return slice(None), slice(None)
+    numbers = batch.same.T.reshape(-1)  # (2B,)
+    first = numbers.new_full((int(numbers.max()) + 1,), len(numbers))
+    rows = torch.arange(len(numbers), device=numbers.device)
+    return first.scatter_reduce(0, numbers, rows, "amin"), numbers
 
 
 Method = DPO

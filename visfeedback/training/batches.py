@@ -3,7 +3,8 @@
 The endless stream of pairs is epoch after epoch, each in its own shuffled order; step s takes the next
 batch_size * accumulate * processes of it, so a run's place in the data is its step number. A pair's draw d (time,
 noise, latent noise, dropped prompt, mirroring) has its own generator, seeded by (seed, pair, d): it does not depend on
-the batch or the process it lands in, and the reference's errors for it can be computed ahead.
+the batch or the process it lands in, and the reference's errors for it can be computed ahead. With `group` the pairs of
+a prompt share their draw and come together, so that an image in several of them is evaluated once.
 May import: types, sampling.
 """
 
@@ -37,6 +38,7 @@ class Recipe:
     draws: int = 0  # 0 = a new draw in every epoch
     prompt_drop: float = 0.0
     flip: bool = False
+    group: bool = False  # pairs of one prompt come one after the other and share their draw
 
     @property
     def per_step(self) -> int:
@@ -89,7 +91,13 @@ class PairBatches:
 
     def _shuffle(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(derive_seed(self.recipe.seed, "order", epoch))
-        return torch.randperm(len(self.pairs), generator=generator).tolist()
+        order = torch.randperm(len(self.pairs), generator=generator).tolist()
+        if not self.recipe.group:
+            return order
+        groups: dict[str, list[int]] = {}  # in the order in which their first pair was drawn
+        for place in order:
+            groups.setdefault(self.pairs[place].prompt, []).append(place)
+        return [place for group in groups.values() for place in group]
 
     def collate(self, items: Sequence[tuple[Pair, int]], reference: bool = True) -> Pairs:
         """(pair, draw) items -> a batch on the CPU, with reference errors if there is a table and they are wanted."""
@@ -109,7 +117,17 @@ class PairBatches:
             weight=torch.tensor([pair.weight for pair, _ in items]),
             noise=torch.stack([d.noise for d in draws]), t=torch.cat([d.t for d in draws]),
             reference_errors=None if errors is None else errors.rows([draw_key(p, d) for p, d in items])["errors"],
+            same=self._same(items) if self.recipe.group else None,
         )  # fmt: skip
+
+    def _same(self, items: Sequence[tuple[Pair, int]]) -> Tensor:
+        """(B, 2): images of one prompt and draw are one evaluation wherever they stand."""
+        numbers: dict[tuple[str, int, str], int] = {}
+        rows = [
+            [numbers.setdefault((pair.prompt, draw, image), len(numbers)) for image in (pair.winner, pair.loser)]
+            for pair, draw in items
+        ]
+        return torch.tensor(rows)
 
     def draw(self, pair: Pair, index: int, latent: Sequence[int]) -> Draw:
         """Draw ``index`` of a pair; the order of these calls is part of every cached number."""
@@ -117,6 +135,8 @@ class PairBatches:
         chances = torch.rand(2, generator=generator).tolist()
         t = self.process.sample_t(1, generator)
         noise, winner, loser = torch.randn((3, *latent), generator=generator)
+        if self.recipe.group:  # an image keeps its latents in all pairs of the group
+            winner, loser = (self._latent_noise(image, index, latent) for image in (pair.winner, pair.loser))
         return Draw(t, noise, winner, loser, chances[0] < self.recipe.prompt_drop, self._mirrors(chances[1]))
 
     def _flipped(self, pair: Pair, index: int) -> bool:
@@ -127,7 +147,12 @@ class PairBatches:
         return self.recipe.flip and chance < 0.5
 
     def _generator(self, pair: Pair, index: int) -> torch.Generator:
-        return torch.Generator().manual_seed(derive_seed(self.recipe.seed, pair.id, index))
+        name = f"group {pair.prompt}" if self.recipe.group else pair.id
+        return torch.Generator().manual_seed(derive_seed(self.recipe.seed, name, index))
+
+    def _latent_noise(self, image: str, index: int, latent: Sequence[int]) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.recipe.seed, f"image {image}", index))
+        return torch.randn(tuple(latent), generator=generator)
 
     def pairs_of(self, keys: Sequence[str]) -> Pairs:
         """The batch behind keys of the reference table, without reference errors."""

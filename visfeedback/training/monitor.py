@@ -14,7 +14,7 @@ from visfeedback.sampling.drift import drift
 from visfeedback.sampling.generate import derive_seed
 from visfeedback.sampling.render import GenerateSettings, evaluating, render
 from visfeedback.training.policy import unparked
-from visfeedback.training.setup import Setup
+from visfeedback.training.setup import HELD_OUT_DRAWS, Setup
 from visfeedback.types.batches import Pairs
 from visfeedback.types.files import write_atomic
 
@@ -64,14 +64,15 @@ class Monitor:
         setup, batches = self.setup, self.setup.held_out
         if batches is None:
             return {}
-        size, pairs = batches.recipe.batch_size, batches.pairs[:HELD_OUT]
+        size = batches.recipe.batch_size
+        items = [(pair, draw) for draw in range(HELD_OUT_DRAWS) for pair in batches.pairs[:HELD_OUT]]
         totals: dict[str, float] = {}
-        for start in range(0, len(pairs), size):
-            part = pairs[start : start + size]
-            batch = batches.collate([(pair, 0) for pair in part]).to(setup.backbone.device)
+        for start in range(0, len(items), size):
+            part = items[start : start + size]
+            batch = batches.collate(part).to(setup.backbone.device)
             loss, metrics = setup.settings.method.loss(setup.backbone, batch, setup.stepper.context(0, 0))  # pyright: ignore[reportAttributeAccessIssue]
             for name, value in {"loss": float(loss), **metrics}.items():
-                totals[name] = totals.get(name, 0.0) + value * len(part) / len(pairs)
+                totals[name] = totals.get(name, 0.0) + value * len(part) / len(items)
         names = ("loss", "implicit_accuracy")
         return {f"holdout_{name}": totals[name] for name in names if name in totals}
 

@@ -16,7 +16,7 @@ from visfeedback.report.curves import training_curves
 from visfeedback.report.grids import before_after
 from visfeedback.report.page import Page, write_page
 from visfeedback.training.monitor import preview_prompts
-from visfeedback.training.run import read_metrics
+from visfeedback.training.run import flat, read_metrics
 from visfeedback.training.setup import Setup
 
 TAIL = 20
@@ -79,15 +79,16 @@ def write_report(setup: Setup, summary: dict[str, Any]) -> Path:
     if cards := _pictures(setup, summary["steps"]):
         lead = "The same prompt and the same noise, before and after. A handful of pictures shows style, not success."
         sections.append(Section("Before and after", (Cards(tuple(cards)),), lead))
-    sections.append(Section("Settings", (_settings_table(setup),)))
     sections.append(Section("Run it again", (Command(summary["command"]),)))
+    lead = "What differs from the defaults; `config.toml` has everything, `environment.json` the versions."
+    sections.append(Section("Settings", (_settings_table(setup),), lead))
     title = f"{summary['method']['name'].upper()} on {summary['model']}: {summary['pairs']} preferences learned"
     page = Page(title, sections, "visfeedback train", _sentence(summary), _numbers(summary))
     return write_page(setup.run.report, page)
 
 
 def _sentence(summary: dict[str, Any]) -> str:
-    beta = ", ".join(f"{name.replace('_', ' ')} = {value:g}" for name, value in summary["conventions"].items())
+    beta = ", ".join(f"{name.replace('_', ' ')} = {value:.4g}" for name, value in summary["conventions"].items())
     return (
         f"{summary['steps']} steps over {summary['epochs']:g} epochs of {summary['pairs']} pairs in "
         f"{summary['seconds']:.0f} seconds, seed {summary['seed']}.{f' {beta}.' if beta else ''}"
@@ -120,7 +121,13 @@ def _pictures(setup: Setup, last: int) -> list[Any]:
 
 
 def _settings_table(setup: Setup) -> Table:
-    rows: list[tuple[str, str]] = []
-    for section, values in setup.settings.model_dump(mode="json").items():
-        rows += [(f"{section}.{key}", str(value)) for key, value in values.items()]
+    """What differs from the defaults."""
+    kind: Any = type(setup.settings)  # of this method, whose defaults fill every section
+    default = dict(flat(kind().model_dump(mode="json")))
+    chosen = flat(setup.settings.model_dump(mode="json"))
+    rows = [(key, _word(value)) for key, value in chosen if value != default[key] or key == "method.name"]
     return Table(("key", "value"), tuple(rows), words=True)
+
+
+def _word(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

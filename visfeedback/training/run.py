@@ -72,10 +72,10 @@ def write_settings(run: Run, settings: TrainSettings) -> None:
 
 def check_same(recorded: Mapping[str, Any], settings: TrainSettings, source: Path) -> None:
     """Raises InputError naming the first key whose change would change the result."""
-    now = dict(_flat(settings.model_dump(mode="json")))
+    now = dict(flat(settings.model_dump(mode="json")))
     before: dict[str, Any] = {"method.name": recorded.get("method", {}).get("name")}
     if before["method.name"] == now["method.name"]:  # then the same model reads both, and fills in newer knobs
-        before = dict(_flat(config.build(type(settings), recorded, str(source)).model_dump(mode="json")))
+        before = dict(flat(config.build(type(settings), recorded, str(source)).model_dump(mode="json")))
     for key in before:
         if now[key] != before[key] and not _may_change(key, before, now):
             raise InputError(
@@ -91,10 +91,11 @@ def _may_change(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
     return key in FREE
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested tables."""
     for key, value in table.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

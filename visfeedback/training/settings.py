@@ -44,6 +44,9 @@ class Data(Frozen):
     """share of pairs shown with an empty prompt (the official code: 0.2)"""
     resolution: int = Field(default=0, ge=0)
     """side in pixels: images are resized to it by their short side and cropped in the centre; 0 = the model's own"""
+    group: bool = False
+    """pairs of one prompt come together and share their noise, so that an image in several of them is evaluated once:
+    K images make K(K-1)/2 pairs and cost K evaluations; fewer prompts are then in a batch"""
     flip: bool = False
     """mirror half of the pairs; wrong for prompts that say left or right"""
 

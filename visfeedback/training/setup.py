@@ -31,7 +31,8 @@ from visfeedback.training.surroundings import environment
 from visfeedback.types.files import read_jsonl, write_atomic, write_json
 from visfeedback.types.protocols import Progress, silent
 
-HELD_OUT_DRAWS = 1
+HELD_OUT_DRAWS = 4
+"""(noise, time) at which each held-out pair is looked at: with one, accuracy is mostly chance"""
 
 
 @dataclass
@@ -73,7 +74,7 @@ def prepare(settings: TrainSettings, run: Run, resume: bool, progress: Progress)
         settings, backbone, run.cache, progress, accelerator.autocast, accelerator.wait_for_everyone,
         accelerator.process_index, accelerator.num_processes,
     )  # fmt: skip
-    batches, held_out = _batches(worker, train, held)
+    batches, held_out = make_batches(worker, train, held)
     if settings.engine.cache.moments and settings.engine.cache.text:
         park(backbone)
     if accelerator.is_main_process:
@@ -138,14 +139,16 @@ def _pairs(settings: TrainSettings, run: Run, accelerator: Accelerator) -> list[
     return pairs[0]
 
 
-def _batches(
-    worker: tables.Worker, train: Sequence[Pair], held: Sequence[Pair]
+def make_batches(
+    worker: tables.Worker, train: Sequence[Pair], held: Sequence[Pair] = ()
 ) -> tuple[PairBatches, PairBatches | None]:
+    """Batches of the training and of the held-out pairs, with the tables that the settings ask for filled."""
     settings = worker.settings
     optim, data, cache = settings.optim, settings.data, settings.engine.cache
     recipe = Recipe(
-        settings.engine.seed, optim.batch_size, optim.accumulate, worker.ranks, cache.draws, data.prompt_drop, data.flip
-    )
+        settings.engine.seed, optim.batch_size, optim.accumulate, worker.ranks, cache.draws, data.prompt_drop,
+        data.flip, data.group,
+    )  # fmt: skip
     empty = Tables(tables.NOTHING, tables.NOTHING)
     everything = PairBatches([*train, *held], empty, worker.backbone.process, recipe)
     ready = Tables(

@@ -6,6 +6,8 @@ May import: types.
 from __future__ import annotations
 
 import resource
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,4 +74,15 @@ def peak_mib() -> int:
     """Most memory this process has used, MiB; on a GPU the GPU's."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return round(torch.cuda.max_memory_allocated() / 2**20)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return host_peak_mib()
+
+
+def host_peak_mib() -> int:
+    """Most memory of the host that this process has used, MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss begins at what the parent process had
+        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), "")
+        if line:
+            return int(line.split()[1]) // 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak >> (20 if sys.platform == "darwin" else 10)  # bytes on macOS, KiB elsewhere

@@ -73,6 +73,7 @@ class Pairs(_Tensors):
     noise: Tensor  # (B, C, h, w), shared by winner and loser
     t: Tensor  # (B,) in (0, 1]
     reference_errors: Tensor | None = None  # (B, 2) winner, loser under the reference, when cached
+    same: Tensor | None = None  # (B, 2) long: winners and losers that are one image under one noise share a number
 
 
 @dataclass(frozen=True)
