@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from visfeedback import config
 from visfeedback.cli import main
-from visfeedback.cli.quickstart import QuickstartSettings, evenly
+from visfeedback.cli.console import Console
+from visfeedback.cli.quickstart import QuickstartSettings, River, evenly
+from visfeedback.training.settings import settings_for
 from visfeedback.types.records import Prompt
 
 SMALL = ["--train-prompts", "4", "--train-images", "3", "--tie-band", "0", "--steps", "3", "--batch-size", "4",
@@ -106,3 +110,11 @@ def test_evenly_takes_turns_and_follows_the_seed():
     assert chosen == evenly(prompts, 8, seed=1)
     assert chosen != evenly(prompts, 8, seed=2)
     assert len(evenly(prompts, 99, seed=0)) == 30
+
+
+def test_the_preset_says_what_quickstart_trains(tmp_path: Path) -> None:
+    """configs/dpo/shapes_sd_quick.toml with the store given by flag is the training stage of the quickstart."""
+    preset = config.read_toml(Path(__file__).parents[2] / "configs" / "dpo" / "shapes_sd_quick.toml")
+    river = River(QuickstartSettings(out=tmp_path), "", Console())
+    preset["data"]["store"] = river.store
+    assert settings_for("dpo").model_validate(preset) == river.training_settings()

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 
 AT_ONCE = 64  # pictures of 64 x 64 pixels that are drawn together
+DRAWS = 8  # (noise, time) that a pair meets before they repeat: the reference is measured so many times and no more
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # the small UNet has few attention layers
 
 
 class QuickstartSettings(Frozen):
@@ -40,23 +42,23 @@ class QuickstartSettings(Frozen):
     """prompts, images, answers, training and intervals follow from it"""
     model: str = "shapes:sd"
     """the model to improve"""
-    train_prompts: int = Field(default=144, ge=1)
+    train_prompts: int = Field(default=192, ge=1)
     """training prompts, drawn by the seed, evenly over the categories"""
-    train_images: int = Field(default=4, ge=2)
+    train_images: int = Field(default=6, ge=2)
     """images of each of them; all pairs among them are compared"""
     noise: float = Field(default=0.05, ge=0, le=1)
     """how often a simulated person slips"""
     tie_band: float = Field(default=0.08, ge=0)
     """images closer in worth than this are a tie"""
-    steps: int = Field(default=300, ge=1)
+    steps: int = Field(default=400, ge=1)
     """training steps"""
     lr: float = Field(default=1e-3, gt=0)
     """learning rate"""
-    beta: float = Field(default=2000.0, gt=0)
+    beta: float = Field(default=200.0, gt=0)
     """strength of the pull to the base model"""
     rank: int = Field(default=16, ge=1)
     """width of the LoRA"""
-    batch_size: int = Field(default=24, ge=1)
+    batch_size: int = Field(default=48, ge=1)
     """pairs a training step"""
     test_prompts: int = Field(default=256, ge=1)
     """held-out prompts"""
@@ -184,10 +186,10 @@ class River:
         return settings_for("dpo").model_validate({
             "model": {"id": s.model},
             "method": {"name": "dpo", "beta": s.beta},
-            "data": {"store": self.store},
-            "optim": {"lr": s.lr, "steps": s.steps, "batch_size": s.batch_size},
-            "lora": {"rank": s.rank},
-            "engine": {"seed": s.seed, "checkpoint_every": 50},
+            "data": {"store": self.store, "group": True},
+            "optim": {"lr": s.lr, "steps": s.steps, "batch_size": s.batch_size, "schedule": "cosine", "warmup": 10},
+            "lora": {"rank": s.rank, "targets": TARGETS},
+            "engine": {"seed": s.seed, "checkpoint_every": 50, "cache": {"draws": DRAWS}},
         })  # fmt: skip
 
     def compare(self) -> dict[str, Any]:
