@@ -97,7 +97,8 @@ def test_the_sd_model_is_good_but_flawed(tmp_path: Path) -> None:
 
 
 def test_the_clip_model_prefers_true_captions() -> None:
-    """The tiny CLIP loads as any open_clip folder and knows most captions changed in one word from true ones."""
+    """The tiny CLIP loads as any open_clip folder and knows most captions changed in one word from true ones: the card
+    says 79.6%, of which 75% is 2.8 standard errors away at n = 560, sqrt(.8 * .2 / 560) = 1.7 points."""
     import open_clip
 
     folder = f"local-dir:{shapes.model_folder('clip')}"
@@ -105,7 +106,7 @@ def test_the_clip_model_prefers_true_captions() -> None:
     tokenizer = open_clip.get_tokenizer(folder)
     rng = np.random.default_rng(6)
     hits = []
-    for i in range(140):
+    for i in range(560):
         specs = grammar.split_specs(grammar.CATEGORIES[i % 7], "heldout")
         spec = specs[rng.integers(len(specs))]
         image: Any = preprocess
