@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 
 AT_ONCE = 64  # pictures of 64 x 64 pixels that are drawn together
-DRAWS = 8  # (noise, time) that a pair meets before they repeat: the reference is measured so many times and no more
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # the small UNet has few attention layers
 
 
@@ -50,11 +49,11 @@ class QuickstartSettings(Frozen):
     """how often a simulated person slips"""
     tie_band: float = Field(default=0.08, ge=0)
     """images closer in worth than this are a tie"""
-    steps: int = Field(default=400, ge=1)
+    steps: int = Field(default=600, ge=1)
     """training steps"""
     lr: float = Field(default=1e-3, gt=0)
     """learning rate"""
-    beta: float = Field(default=200.0, gt=0)
+    beta: float = Field(default=60.0, gt=0)
     """strength of the pull to the base model"""
     rank: int = Field(default=16, ge=1)
     """width of the LoRA"""
@@ -189,7 +188,7 @@ class River:
             "data": {"store": self.store, "group": True},
             "optim": {"lr": s.lr, "steps": s.steps, "batch_size": s.batch_size, "schedule": "cosine", "warmup": 10},
             "lora": {"rank": s.rank, "targets": TARGETS},
-            "engine": {"seed": s.seed, "checkpoint_every": 50, "cache": {"draws": DRAWS}},
+            "engine": {"seed": s.seed, "checkpoint_every": 50},
         })  # fmt: skip
 
     def compare(self) -> dict[str, Any]:
