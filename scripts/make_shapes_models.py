@@ -318,6 +318,8 @@ def sd_stage(unet: Any, text_encoder: Any, tokenizer: Any, args: argparse.Namesp
 def make_pipeline(unet: Any, text_encoder: Any, tokenizer: Any, vae: Any) -> Any:
     from diffusers import StableDiffusionPipeline
 
+    for part in (unet, vae):
+        part.register_to_config(_name_or_path="")  # where this machine keeps it is nobody's business
     return StableDiffusionPipeline(
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=new_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
