@@ -12,18 +12,14 @@ Nothing heavy is imported before it is used::
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from visfeedback.plugins import VERSION as __version__
 
 if TYPE_CHECKING:
     from visfeedback.backbones.load import load as load
     from visfeedback.sampling.generate import generate as generate
     from visfeedback.training.fit import fit as train
-
-try:
-    __version__ = version("visfeedback")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0.0.0"
 
 SHORTCUTS = {
     "load": ("backbones.load", "load"),

@@ -11,10 +11,16 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from types import ModuleType
 
 PACKAGE = __name__.rpartition(".")[0]
+
+try:
+    VERSION = version(PACKAGE)
+except PackageNotFoundError:  # run from a source tree that was never installed
+    VERSION = "0.0.0"
 
 
 class InputError(ValueError):

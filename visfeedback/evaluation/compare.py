@@ -24,6 +24,7 @@ from pydantic import Field
 from visfeedback.evaluation.outcomes import FILE, SIDES, Outcome, Seen, prompt_count, summarise
 from visfeedback.evaluation.statistics import spread
 from visfeedback.plugins import InputError
+from visfeedback.rewards import score
 from visfeedback.sampling.drift import drift
 from visfeedback.sampling.generate import GenerateSettings, generate
 from visfeedback.sampling.samples import open_image
@@ -162,7 +163,7 @@ def _look(samples: Sequence[Sample], panel: Panel, out: Path, what: str, progres
         for start in range(0, len(samples), BATCH):
             part = samples[start : start + BATCH]
             images = [open_image(sample, out) for sample in part]
-            scores = {r.name: score(r, images, [s.prompt for s in part]) for r in panel.rewards}
+            scores = {r.name: score(r, images, [s.prompt for s in part]).tolist() for r in panel.rewards}
             for row, (sample, image) in enumerate(zip(part, images, strict=True)):
                 rewards = {name: values[row] for name, values in scores.items()}
                 seen.append(_seen(sample, image, rewards, panel))
@@ -177,14 +178,6 @@ def _seen(sample: Sample, image: Image.Image, rewards: dict[str, float], panel: 
         return plain
     verdict = panel.verifier.verify(sample.prompt, image)
     return plain.model_copy(update={"right": verdict.right, "score": verdict.score, "aspects": verdict.aspects})
-
-
-@torch.no_grad()
-def score(reward: Reward, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-    """Each image against its own prompt, native units."""
-    pixels = torch.stack([reward.preprocess(image) for image in images])
-    scores = reward.combine(reward.encode_images(pixels), reward.encode_texts(prompts), "paired")  # (B,)
-    return [float(value) for value in scores]
 
 
 # ------------------------------------------------------------------------------------------- drift and diversity

@@ -20,7 +20,14 @@ from torch import Tensor
 
 from visfeedback import shapes
 from visfeedback.plugins import InputError
+from visfeedback.types.files import file_sha256
+from visfeedback.types.records import About, Origin
 
+ABOUT = About(
+    measures="cosine of picture and prompt in the CLIP of the shapes world",
+    typical="-0.2 to 0.9",
+    licence="Apache-2.0",
+)
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 
@@ -30,8 +37,11 @@ class ShapesClip:
     name = "shapes_clip"
     range = (-1.0, 1.0)
     differentiable = True
+    reads_prompt = True
 
-    def __init__(self, model: Any, preprocess: Any, tokenizer: Any, device: str = "cpu") -> None:
+    def __init__(self, model: Any, preprocess: Any, tokenizer: Any, origin: Origin, device: str = "cpu") -> None:
+        self.origin = origin
+        self.encoder = f"open_clip-{origin.checkpoint_sha256[:16]}"
         self._model = model.to(device).eval().requires_grad_(False)
         self._preprocess = preprocess
         self._tokenizer = tokenizer
@@ -72,8 +82,8 @@ class ShapesClip:
         return self.combine(self.encode_images((pixels - self._mean) / self._std), self.encode_texts(prompts))
 
 
-def load(variant: str = "", path: str = "", device: str = "cpu") -> ShapesClip:
-    """The CLIP that ships with the package, or the open_clip folder ``path``.
+def load(variant: str = "", path: str = "", device: str = "cpu", dtype: str = "fp32") -> ShapesClip:
+    """The CLIP that ships with the package, or the open_clip folder ``path``; always computed in fp32.
 
     Raises InputError for a variant, and for a folder whose files are missing or do not fit each other.
     """
@@ -84,7 +94,8 @@ def load(variant: str = "", path: str = "", device: str = "cpu") -> ShapesClip:
         if not (folder / name).is_file():
             raise InputError(f"no {name} in {folder}; expected a folder that open_clip wrote")
     model, transform = _open(folder)
-    return ShapesClip(model, transform, _tokenizer(folder), device)
+    origin = Origin(model=path or "shapes:clip", checkpoint_sha256=file_sha256(folder / WEIGHTS))
+    return ShapesClip(model, transform, _tokenizer(folder), origin, device)
 
 
 def _open(folder: Path) -> tuple[Any, Any]:

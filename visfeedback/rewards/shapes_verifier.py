@@ -6,7 +6,7 @@ A program, not a network: no gradient, and only prompts and pictures of that wor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,8 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from visfeedback import shapes
-from visfeedback.plugins import InputError
+from visfeedback.plugins import VERSION, InputError
 from visfeedback.types.protocols import Verifier
+from visfeedback.types.records import About, Origin
+
+ABOUT = About(measures="how much of a prompt of the shapes world holds", licence="Apache-2.0")
 
 
 class ShapesVerifier:
@@ -24,7 +27,10 @@ class ShapesVerifier:
     name = "shapes_verifier"
     range = (0.0, 1.0)
     differentiable = False
+    reads_prompt = True
     preprocessing = "rgb-uint8"
+    encoder = "pixels"
+    origin = Origin(model="program", revision=VERSION)
 
     def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
@@ -40,7 +46,7 @@ class ShapesVerifier:
     def encode_texts(self, prompts: Sequence[str]) -> list[str]:
         return list(prompts)
 
-    def combine(self, images: Tensor, texts: Sequence[str], pairing: Literal["paired", "matrix"] = "paired") -> Tensor:
+    def combine(self, images: Tensor, texts: Any, pairing: Literal["paired", "matrix"] = "paired") -> Tensor:
         """(B,) when paired, (N images, P prompts) for the matrix. Raises InputError for a prompt of another world."""
         pictures = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
         if pairing == "paired":
@@ -51,8 +57,11 @@ class ShapesVerifier:
         return self._verifier.verify(prompt, image).score
 
 
-def load(variant: str = "", path: str = "", device: str = "cpu") -> ShapesVerifier:
-    """``device`` is accepted and ignored: a program runs on the CPU. Raises InputError for a variant or path."""
+def load(variant: str = "", path: str = "", device: str = "cpu", dtype: str = "fp32") -> ShapesVerifier:
+    """``device`` and ``dtype`` are accepted and ignored: a program runs on the CPU.
+
+    Raises InputError for a variant or path.
+    """
     if variant or path:
         raise InputError("shapes_verifier has no variants and no weights; write --reward shapes_verifier")
     return ShapesVerifier(shapes.verifier())

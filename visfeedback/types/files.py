@@ -5,6 +5,7 @@ Standard library and pydantic only.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -123,3 +124,9 @@ def read_jsonl(path: Path, model: type[Model]) -> Iterator[Model]:
                 first = error.errors()[0]
                 where = ".".join(str(p) for p in first["loc"]) or "the line"
                 raise InputError(f"{path}, line {number}: {where}: {first['msg']}") from None
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 hex of a file's bytes, read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from visfeedback.types.batches import Condition
-from visfeedback.types.records import Feedback, Prompt, Sample, Verdict
+from visfeedback.types.records import Feedback, Origin, Prompt, Sample, Verdict
 
 Weights = Literal["policy", "reference", "old"]
 
@@ -95,26 +95,42 @@ class Method(Protocol):
 
 
 class Reward(Protocol):
-    """A scorer of images against prompts; higher is better, native units."""
+    """A scorer of images against prompts; higher is better, native units.
+
+    Work is split so that nothing is done twice: ``preprocess`` once per image and ``preprocessing``, ``encode_images``
+    once per image and ``encoder``, ``encode_texts`` once per prompt, and ``combine`` for every pair.
+    """
 
     name: str
+    """as it was asked for: `hpsv2`, `aesthetic:v1`"""
     range: tuple[float, float]
+    """bounds of the score; infinite where there is none"""
     differentiable: bool
+    reads_prompt: bool
+    """False: the same score for every prompt"""
     preprocessing: str
-    """identity of the preprocessing, part of every cache key"""
+    """identity of the preprocessing, part of every cache key; rewards with the same one share its result"""
+    encoder: str
+    """identity of what ``encode_images`` computes (weights included); rewards with the same encoder, preprocessing
+    and dtype share features"""
+    origin: Origin
 
     def preprocess(self, image: Image) -> Tensor:
-        """One image exactly as published -> (C,H,W)."""
+        """One image exactly as published -> (C,H,W); H and W may depend on the image."""
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Preprocessed (N,C,H,W) -> features, first axis N."""
+        """Preprocessed images of one size (N,C,H,W) -> features, first axis N."""
         ...
 
-    def encode_texts(self, prompts: Sequence[str]) -> Any: ...
+    def encode_texts(self, prompts: Sequence[str]) -> Tensor | list[Any]:
+        """One row or item per prompt, so that they can be picked and repeated."""
+        ...
 
-    def combine(self, images: Tensor, texts: Any, pairing: Literal["paired", "matrix"] = "paired") -> Tensor:
-        """(B,) when paired; (N images, P prompts) for the full matrix."""
+    def combine(
+        self, images: Tensor, texts: Tensor | list[Any], pairing: Literal["paired", "matrix"] = "paired"
+    ) -> Tensor:
+        """(B,) when paired; (N images, P prompts) for the full matrix. float32."""
         ...
 
 

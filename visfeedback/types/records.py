@@ -150,3 +150,40 @@ class Verdict:
     right: bool  # everything the prompt asks for holds
     score: float  # soft, in [0, 1]
     aspects: dict[str, bool]
+
+
+class Origin(Frozen):
+    """Where a reward's numbers come from: what a score must carry so that it can be made again."""
+
+    model: str
+    """hub id, folder or file; `program` when there are no weights"""
+    revision: str = ""
+    """hub commit, or the version of the package that computes it"""
+    checkpoint_sha256: str = ""
+    """of the file(s) the weights were read from; empty for programs and endpoints"""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """what the network computes in"""
+
+
+class About(Frozen):
+    """A reward's entry in the catalogue (`visfeedback rewards list`)."""
+
+    measures: str
+    """half a sentence"""
+    typical: str = ""
+    """values that are seen in practice"""
+    accuracy: dict[str, float] = Field(default_factory=dict)
+    """benchmark -> published pairwise accuracy in percent"""
+    accuracy_source: str = ""
+    """where these percentages are from"""
+    licence: str = ""
+    """of the weights and, where it differs, of the code"""
+    megabytes: float | None = None
+    """size of the weights in fp32; None when there are none"""
+    paper: str = ""
+    hub: str = ""
+    """hub id that is loaded when no path is given"""
+    extra: str = ""
+    """extra of this package that it needs: `ocr` for `pip install visfeedback[ocr]`"""
+    variants: tuple[str, ...] = ()
+    """what may stand after the colon; the first is the default"""
