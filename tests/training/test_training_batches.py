@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from visfeedback.plugins import InputError
 from visfeedback.training.batches import PairBatches, Recipe, Tables, draw_key, image_key
 from visfeedback.training.cache import Live
 from visfeedback.training.data import Pair
@@ -191,3 +192,21 @@ def test_the_images_of_a_group_are_numbered_once():
 
 def test_without_groups_every_image_has_its_own_evaluation():
     assert all_pairs(group=False).batch(0).same is None
+
+
+def test_times_come_from_the_wanted_part_alone():
+    """Drawn again until they fit: all within, spread over the part, and the whole schedule is drawn as before."""
+    times = torch.cat([stream(40, times=(0.4, 0.7)).batch(step).t for step in range(20)])
+    assert 0.4 < times.min() < 0.45 and 0.65 < times.max() <= 0.7
+    whole = stream(5).batch(0)
+    assert torch.equal(whole.t, stream(5, times=(0.0, 1.0)).batch(0).t)
+
+
+def test_a_part_that_the_process_never_draws_is_an_error():
+    class Late:
+        def sample_t(self, count, generator):
+            return torch.full((count,), 0.9)
+
+    batches = PairBatches([pair(0)], Tables(MOMENTS, TEXT), Late(), Recipe(0, 1, times=(0.0, 0.5)))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="widen it"):
+        batches.batch(0)

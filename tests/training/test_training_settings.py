@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from visfeedback import config, plugins
 from visfeedback.plugins import InputError
@@ -14,7 +15,7 @@ from visfeedback.training.settings import settings_for
 def test_the_method_section_has_the_methods_own_knobs():
     kind = settings_for("dpo")
     built = kind.model_validate({"method": {"name": "dpo", "beta": 7}})
-    assert built.method.model_dump() == {"name": "dpo", "beta": 7.0, "variant": "sigmoid"}
+    assert built.method.model_dump() == {"name": "dpo", "beta": 7.0, "sft": 0.0, "variant": "sigmoid"}
     assert config.build(kind, __import__("tomllib").loads(config.to_toml(built)), "") == built
 
 
@@ -62,3 +63,9 @@ def test_presets_are_valid():
         config.build(settings_for(table["method"]["name"]), table, str(path))
         assert path.read_text().startswith("# ")
     assert "dpo" in plugins.names("methods")
+
+
+@pytest.mark.parametrize("times", [(0.5, 0.5), (0.9, 0.1), (-0.1, 0.5), (0.5, 1.1)])
+def test_times_are_a_part_of_the_schedule(times):
+    with pytest.raises(ValidationError, match="0 <= low < high <= 1"):
+        settings_for("dpo").model_validate({"data": {"times": times}})

@@ -17,12 +17,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from visfeedback.plugins import InputError
 from visfeedback.sampling.generate import derive_seed
 from visfeedback.training.cache import Rows
 from visfeedback.training.data import Pair
 from visfeedback.types.batches import Condition, Pairs
 from visfeedback.types.protocols import Process
 
+TRIES = 10_000
+"""draws of t before a part of the schedule counts as empty"""
 MIRRORED = "|mirrored"
 """suffix of a mirrored image's key"""
 
@@ -39,6 +42,7 @@ class Recipe:
     prompt_drop: float = 0.0
     flip: bool = False
     group: bool = False  # pairs of one prompt come one after the other and share their draw
+    times: tuple[float, float] = (0.0, 1.0)  # part of the noise schedule that t is drawn from
 
     @property
     def per_step(self) -> int:
@@ -133,11 +137,20 @@ class PairBatches:
         """Draw ``index`` of a pair; the order of these calls is part of every cached number."""
         generator = self._generator(pair, index)
         chances = torch.rand(2, generator=generator).tolist()
-        t = self.process.sample_t(1, generator)
+        t = self._time(generator)
         noise, winner, loser = torch.randn((3, *latent), generator=generator)
         if self.recipe.group:  # an image keeps its latents in all pairs of the group
             winner, loser = (self._latent_noise(image, index, latent) for image in (pair.winner, pair.loser))
         return Draw(t, noise, winner, loser, chances[0] < self.recipe.prompt_drop, self._mirrors(chances[1]))
+
+    def _time(self, generator: torch.Generator) -> Tensor:
+        """(1,) a time as this family is trained, drawn again until it lies in the wanted part."""
+        low, high = self.recipe.times
+        for _ in range(TRIES):
+            t = self.process.sample_t(1, generator)
+            if low < t.item() <= high:
+                return t
+        raise InputError(f"data.times = {low} {high}: this model is hardly ever trained there; widen it")
 
     def _flipped(self, pair: Pair, index: int) -> bool:
         """Known before the latents are, so that the right image is looked up."""

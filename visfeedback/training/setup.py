@@ -147,7 +147,7 @@ def make_batches(
     optim, data, cache = settings.optim, settings.data, settings.engine.cache
     recipe = Recipe(
         settings.engine.seed, optim.batch_size, optim.accumulate, worker.ranks, cache.draws, data.prompt_drop,
-        data.flip, data.group,
+        data.flip, data.group, data.times,
     )  # fmt: skip
     empty = Tables(tables.NOTHING, tables.NOTHING)
     everything = PairBatches([*train, *held], empty, worker.backbone.process, recipe)
