@@ -73,16 +73,6 @@ def test_loss_is_ln_2_while_policy_equals_reference(backbone, probability):
     assert metrics["gradient_factor"] == 0.5
 
 
-@pytest.mark.parametrize("probability", [0.5, 0.8, 1.0])
-def test_sft_adds_the_error_of_what_is_preferred(moved, probability):
-    """loss(sft) - loss(0) = sft * mean of weight * (p L_w + (1 - p) L_l)."""
-    batch = pairs(moved, probability, weight=2.0)
-    winner, loser = denoising_errors(moved, batch).unbind(1)
-    expected = 3.0 * (2 * (probability * winner + (1 - probability) * loser)).mean()
-    with_it, without = (DPO(beta=60, sft=sft).loss(moved, batch, context())[0] for sft in (3.0, 0.0))
-    torch.testing.assert_close(with_it - without, expected, rtol=1e-5, atol=1e-5)
-
-
 def test_the_other_variants_start_at_their_own_constants(backbone):
     """hinge: relu(1 - 0) = 1; ipo: (0 - 1/2)^2 = 1/4."""
     batch = pairs(backbone)

@@ -36,10 +36,6 @@ class DPO(Frozen):
 
     beta: float = Field(default=2000.0, gt=0)
     """strength of the pull to the reference, official convention (twice the beta of diffusers' script)"""
-    sft: float = Field(default=0.0, ge=0)
-    """weight of the winner's own denoising error, added to the loss (Pang et al. 2024, eq. 2). The pair's loss only
-    asks that the loser gets worse faster than the winner; this keeps the winner from getting worse at all. It pulls
-    with the strength of the pair's loss at `0.25 * beta`"""
     variant: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     """shape of the loss: `sigmoid` is the paper's, `hinge` is SLiC's, `ipo` regresses to a finite margin"""
 
@@ -50,8 +46,6 @@ class DPO(Frozen):
         reference = self.reference(backbone, batch) if cached is None else cached  # (B, 2)
         inside = self.inside(policy, reference)
         loss = self.objective(inside, batch.probability, batch.weight)
-        if self.sft:
-            loss = loss + self.sft * self.likelihood(policy, batch.probability, batch.weight)
         return loss, self._metrics(policy.detach(), reference, inside.detach())
 
     def reference(self, backbone: Backbone, batch: Pairs) -> Tensor:
@@ -69,11 +63,6 @@ class DPO(Frozen):
         """Scalar loss of (B,) logits, (B,) probabilities that the winner is better and (B,) weights."""
         per_pair = probability * shape(self.variant, inside) + (1 - probability) * shape(self.variant, -inside)
         return (weight * per_pair).mean()
-
-    def likelihood(self, policy: Tensor, probability: Tensor, weight: Tensor) -> Tensor:
-        """Scalar denoising error of what is preferred, from (B, 2) errors; a tie counts both sides half."""
-        winner, loser = policy.unbind(1)
-        return (weight * (probability * winner + (1 - probability) * loser)).mean()
 
     def conventions(self, latent: tuple[int, ...]) -> dict[str, float]:
         """This beta as other code would write it; ``latent`` is (C, h, w)."""
