@@ -18,7 +18,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,11 @@ log = logging.getLogger("make_shapes_models")
 LATENT_CHANNELS = 12
 CONTEXT = 24  # tokens of a prompt, with start and end
 TEXT_WIDTH = 64
-CAPTION_NOISE = 0.0  # share of training captions with one wrong word
 DROPPED_CAPTIONS = 0.1  # empty captions teach the unconditional branch
 GUIDANCE = 3.0
+TURNED = (("left of", "right of"), ("above", "below"), ("bigger than", "smaller than"), ("on the left", "on the right"),
+          ("at the top", "at the bottom"), ("small", "big"))  # fmt: skip
+OPPOSITES: dict[str | None, str] = {a: b for pair in TURNED for a, b in (pair, pair[::-1])}
 STEPS = 20
 
 
@@ -69,8 +71,12 @@ def train(stage: Stage, args: argparse.Namespace) -> nn.Module:
     average = {k: v.detach().clone().float() for k, v in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.lr, weight_decay=1e-4, betas=(0.9, 0.99))
     first, step = 0, 0
+    if args.fresh:
+        state_file.unlink(missing_ok=True)
     if state_file.exists():
         state = torch.load(state_file, map_location=args.device, weights_only=True)
+        if state.get("seed", args.seed) != args.seed:
+            raise SystemExit(f"error: {state_file} is of seed {state['seed']}; give --fresh or another --work")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         average, first, step = state["average"], state["first"], state["step"]
@@ -97,7 +103,7 @@ def train(stage: Stage, args: argparse.Namespace) -> nn.Module:
             log.info("%s step %d loss %.4f, %.3f s/step", stage.name, step, np.mean(losses[-50:]), pace)
         if step % args.save_every == 0 or step == args.steps:
             state = {"model": model.state_dict(), "average": average, "optimizer": optimizer.state_dict()}
-            save_state({**state, "first": first, "step": step, "last": args.steps}, state_file)
+            save_state({**state, "first": first, "step": step, "last": args.steps, "seed": args.seed}, state_file)
     model.load_state_dict({k: v.to(model.state_dict()[k].dtype) for k, v in average.items()})
     return model.eval()
 
@@ -135,9 +141,33 @@ def to_pictures(pixels: Tensor) -> np.ndarray:
     return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def caption(spec: grammar.Spec, rng: np.random.Generator) -> str:
-    text = grammar.write(spec, str(rng.choice(grammar.PREFIXES)))
-    return grammar.change_one_word(text, rng) if rng.random() < CAPTION_NOISE else text
+def caption(spec: grammar.Spec, rng: np.random.Generator, careless: float = 0.0) -> str:
+    """What the scene shows; a share ``careless`` of captions says it as a careless writer would."""
+    if careless and rng.random() < careless:
+        spec = careless_writer(spec, rng)
+    return grammar.write(spec, str(rng.choice(grammar.PREFIXES)))
+
+
+def careless_writer(spec: grammar.Spec, rng: np.random.Generator) -> grammar.Spec:
+    """The mistakes of web captions: colours swapped, a relation, a place or a size turned round, one more or less.
+
+    A model that learnt from them knows what is right and has habits that keep it from doing so: what preferences mend.
+    """
+    wrong, first = [], spec.items[0]
+    if len(spec.items) == 2 and first.color != spec.items[1].color:
+        second = spec.items[1]
+        swapped = replace(first, color=second.color), replace(second, color=first.color)
+        wrong.append(replace(spec, items=swapped))
+    if spec.relation in OPPOSITES:
+        wrong.append(replace(spec, relation=OPPOSITES[spec.relation]))
+    if spec.place in OPPOSITES:
+        wrong.append(replace(spec, place=OPPOSITES[spec.place]))
+    if first.size in OPPOSITES:
+        wrong.append(replace(spec, items=(replace(first, size=OPPOSITES[first.size]), *spec.items[1:])))
+    if first.count > 1:
+        count = 3 if first.count != 3 else int(rng.choice([2, 4]))
+        wrong.append(replace(spec, items=(replace(first, count=count),)))
+    return wrong[rng.integers(len(wrong))] if wrong else spec
 
 
 def all_texts() -> Iterator[str]:
@@ -277,10 +307,11 @@ def new_scheduler() -> Any:
 def latents_of(vae: Any, count: int, args: argparse.Namespace) -> tuple[list[grammar.Spec], Tensor]:
     """Specs and scaled latents of fresh training scenes; kept in the work folder."""
     file = args.work / "latents.pt"
+    made_from = {"count": count, "seed": args.seed, "scale": float(vae.config.scaling_factor)}
     if file.exists():
-        kept = torch.load(file, weights_only=False)  # our own file
-        if len(kept["specs"]) == count and kept["scale"] == vae.config.scaling_factor:
-            return kept["specs"], kept["latents"]
+        kept = torch.load(file, weights_only=True)
+        if kept.get("of") == made_from:
+            return [grammar.read(text) for text in kept["texts"]], kept["latents"]
     specs, parts = [], []
     for chunk in range(count // 500):
         some, pictures, _ = draw((args.seed, 2, chunk), 500)
@@ -290,7 +321,8 @@ def latents_of(vae: Any, count: int, args: argparse.Namespace) -> tuple[list[gra
             parts.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).cpu())
         if chunk % 10 == 0:
             log.info("encoded %d scenes", len(specs))
-    save_state({"specs": specs, "latents": torch.cat(parts), "scale": vae.config.scaling_factor}, file)
+    texts = [grammar.write(spec) for spec in specs]
+    save_state({"texts": texts, "latents": torch.cat(parts), "of": made_from}, file)
     return specs, torch.cat(parts)
 
 
@@ -301,7 +333,7 @@ def sd_stage(unet: Any, text_encoder: Any, tokenizer: Any, args: argparse.Namesp
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng((args.seed, 3, step))
         rows = rng.integers(0, len(specs), args.batch)
-        texts = ["" if rng.random() < DROPPED_CAPTIONS else caption(specs[i], rng) for i in rows]
+        texts = ["" if rng.random() < DROPPED_CAPTIONS else caption(specs[i], rng, args.careless) for i in rows]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         x0 = latents[torch.from_numpy(rows)]
         eps = torch.randn(x0.shape, generator=generator)
@@ -476,7 +508,8 @@ A StableDiffusionPipeline of the shapes world: 64 x 64 pictures, f=8 autoencoder
 of {unet:.2f} M parameters and a two-layer CLIP text encoder of {words} tokens. Stored in half precision, computed in
 fp32 (pass `torch_dtype=torch.float32` to `from_pretrained`).
 
-- Data: scenes of the renderer for the train combinations of the grammar, {scenes}, seed {seed}. No pictures of others.
+- Data: scenes of the renderer for the train combinations of the grammar, as many as said below for the UNet, fresh ones
+  at every step for the autoencoder. No pictures of others.
 - Training: {steps}
 - Known flaws: wrong counts, colours on the wrong object, blurred crosses and triangles. It is meant to be improved.
 - Licence: Apache-2.0.
@@ -511,7 +544,10 @@ def history(args: argparse.Namespace, name: str) -> str:
     file = args.out / name / "history.json"
     runs = json.loads(file.read_text()) if file.exists() else []
     return "; ".join(
-        f"{r['stage']} {r['steps']} steps of batch {r['batch']}, lr {r['lr']}, {r['device']}" for r in runs
+        f"{r['stage']} to step {r['steps']}, batch {r['batch']}, lr {r['lr']}, seed {r['seed']}, {r['device']}"
+        + (f", {r['scenes']} scenes" if "scenes" in r else "")
+        + (f", {r['careless']:.0%} of the captions careless" if r.get("careless") else "")
+        for r in runs
     )
 
 
@@ -520,6 +556,8 @@ def remember(args: argparse.Namespace, stage: str, lr: float) -> None:
     file = folder / "history.json"
     runs = json.loads(file.read_text()) if file.exists() else []
     run = {"stage": stage, "steps": args.steps, "batch": args.batch, "lr": args.lr or lr, "seed": args.seed}
+    if stage == "sd":
+        run |= {"scenes": args.scenes, "careless": args.careless}
     run |= {"device": torch.cuda.get_device_name() if args.device == "cuda" else "CPU", "torch": torch.__version__}
     write_json(file, [*([] if args.fresh else runs), run] if stage != "vae" else [run])
 
@@ -532,7 +570,6 @@ def make_cards(args: argparse.Namespace) -> None:
         right = drawn_right(pipe, list(grammar.prompts("heldout")), STEPS, GUIDANCE)
         card = SD_CARD.format(
             latents=LATENT_CHANNELS, unet=pipe.unet.num_parameters() / 1e6, words=len(pipe.tokenizer),
-            scenes=f"{args.scenes} for the UNet, fresh ones at every step for the autoencoder", seed=args.seed,
             steps=history(args, "sd"), read=reconstructions_read(pipe.vae, 2000, args.device), n_read=2000,
             sampler_steps=STEPS, guidance=GUIDANCE, table=table(right),
         )  # fmt: skip
@@ -569,6 +606,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="from random weights, not from the shipped ones")
     parser.add_argument("--work", type=Path, default=Path("runs/shapes_models"), help="states to resume from")
     parser.add_argument("--out", type=Path, default=MODELS)
+    parser.add_argument("--careless", type=float, default=0.0, help="share of sd's captions with a mistake")
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
