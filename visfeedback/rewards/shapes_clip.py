@@ -76,10 +76,19 @@ class ShapesClip:
 
     def from_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B,) with a gradient to the pixels."""
+        return self.combine(self.encode_images(self.from_unit(pixels)), self.encode_texts(prompts))
+
+    def from_unit(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> what ``encode_images`` reads, with a gradient."""
         pixels = pixels.to(self._device)
         if pixels.shape[-2:] != self._size:
             pixels = F.interpolate(pixels, self._size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        return self.combine(self.encode_images((pixels - self._mean) / self._std), self.encode_texts(prompts))
+        return (pixels - self._mean) / self._std
+
+    @property
+    def network(self) -> Any:
+        """The two towers, for whoever trains them."""
+        return self._model
 
 
 def load(variant: str = "", path: str = "", device: str = "cpu", dtype: str = "fp32") -> ShapesClip:
