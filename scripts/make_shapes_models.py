@@ -36,6 +36,7 @@ CONTEXT = 24  # tokens of a prompt, with start and end
 TEXT_WIDTH = 64
 DROPPED_CAPTIONS = 0.1  # empty captions teach the unconditional branch
 GUIDANCE = 3.0
+FORGETS = 0.7  # of the careless captions of two objects, how many forget one
 TURNED = (("left of", "right of"), ("above", "below"), ("bigger than", "smaller than"), ("on the left", "on the right"),
           ("at the top", "at the bottom"), ("small", "big"))  # fmt: skip
 OPPOSITES: dict[str | None, str] = {a: b for pair in TURNED for a, b in (pair, pair[::-1])}
@@ -149,11 +150,14 @@ def caption(spec: grammar.Spec, rng: np.random.Generator, careless: float = 0.0)
 
 
 def careless_writer(spec: grammar.Spec, rng: np.random.Generator) -> grammar.Spec:
-    """The mistakes of web captions: colours swapped, a relation, a place or a size turned round, one more or less.
+    """The mistakes of web captions: most forget an object, others swap colours, turn a relation, a place or a size
+    round, or count one more or less.
 
     A model that learnt from them knows what is right and has habits that keep it from doing so: what preferences mend.
     """
     wrong, first = [], spec.items[0]
+    if len(spec.items) == 2 and rng.random() < FORGETS:
+        return grammar.Spec("colors", (spec.items[rng.integers(2)],))
     if len(spec.items) == 2 and first.color != spec.items[1].color:
         second = spec.items[1]
         swapped = replace(first, color=second.color), replace(second, color=first.color)
@@ -511,7 +515,10 @@ fp32 (pass `torch_dtype=torch.float32` to `from_pretrained`).
 - Data: scenes of the renderer for the train combinations of the grammar, as many as said below for the UNet, fresh ones
   at every step for the autoencoder. No pictures of others.
 - Training: {steps}
-- Known flaws: wrong counts, colours on the wrong object, blurred crosses and triangles. It is meant to be improved.
+- Known flaws: objects nobody asked for, wrong counts, colours on the wrong object, places and relations at chance,
+  blurred crosses and triangles. It is meant to be improved: the careless captions at the end of its training (they
+  forget an object, swap colours, turn a relation round) left it with habits worse than what it knows. Before them the
+  equal-weight mean below was 53.4%.
 - Licence: Apache-2.0.
 
 The verifier reads {read:.1%} of {n_read} held-out renders fully right after a pass through the autoencoder.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 AT_ONCE = 64  # pictures of 64 x 64 pixels that are drawn together
+TIMES = (0.4, 1.0)  # what a picture shows is decided here
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # the small UNet has few attention layers
 
 
@@ -185,7 +186,7 @@ class River:
         return settings_for("dpo").model_validate({
             "model": {"id": s.model},
             "method": {"name": "dpo", "beta": s.beta},
-            "data": {"store": self.store, "group": True},
+            "data": {"store": self.store, "group": True, "times": TIMES},
             "optim": {"lr": s.lr, "steps": s.steps, "batch_size": s.batch_size, "schedule": "cosine", "warmup": 10},
             "lora": {"rank": s.rank, "targets": TARGETS},
             "engine": {"seed": s.seed, "checkpoint_every": 50},
