@@ -109,10 +109,14 @@ MACHINE: dict[str, tuple[Callable[[], bool], str]] = {
         "no /usr/bin/chromium; on Debian: apt-get install chromium",
     ),
     "gpu": (_has_gpu, "no GPU on this machine"),
+    "postgres": (
+        lambda: any(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")),
+        "no PostgreSQL server programs in /usr/lib/postgresql; on Debian: apt-get install postgresql",
+    ),
 }
 """Marker -> is it here, and what to say when it is not."""
 
-ALWAYS_IN_CI = {"browser"}
+ALWAYS_IN_CI = {"browser", "postgres"}
 """What can be installed everywhere must be there under CI=true: a skipped test would hide it."""
 
 

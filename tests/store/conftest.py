@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import postgres_server
 import pytest
 from PIL import Image
 
@@ -62,3 +64,22 @@ def vote(a: Sample, b: Sample, name: str, **more: object) -> Feedback:
 def vote_fixture() -> Callable[..., Feedback]:
     """``vote(a, b, "id", choice="b")``."""
     return vote
+
+
+@pytest.fixture(scope="session")
+def postgres_socket() -> Iterator[str]:
+    """A server that lives as long as the tests, where its programs are installed."""
+    if postgres_server.programs() is None:
+        pytest.skip(postgres_server.MISSING)
+    pytest.importorskip("psycopg", reason="no psycopg; pip install 'visfeedback[postgres]'")
+    with postgres_server.running() as socket:
+        yield socket
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def any_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a store that is not there yet: the same tests run on both databases."""
+    monkeypatch.chdir(tmp_path)  # where images of a PostgreSQL store go by default
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/prefs.db"
+    return postgres_server.make_database(request.getfixturevalue("postgres_socket"), f"t{uuid.uuid4().hex[:12]}")

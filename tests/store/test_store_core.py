@@ -12,6 +12,13 @@ from visfeedback import store
 from visfeedback.plugins import InputError
 from visfeedback.types.records import Feedback, Prompt, Sample
 
+
+@pytest.fixture
+def url(any_url: str) -> str:
+    """All of these on both databases."""
+    return any_url
+
+
 Make = Callable[..., list[Sample]]
 Vote = Callable[..., Feedback]
 
@@ -91,6 +98,8 @@ def test_feedback_is_append_only_for_everybody(filled: store.Store, statement: s
     import sqlite3
     from contextlib import closing
 
+    if not (tmp_path / "prefs.db").is_file():
+        pytest.skip("a plain sqlite3 connection needs SQLite; the next test is about PostgreSQL too")
     before = list(filled.feedback(include_retracted=True))
     with closing(sqlite3.connect(tmp_path / "prefs.db")) as raw:
         if "REPLACE" in statement:

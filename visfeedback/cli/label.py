@@ -33,8 +33,8 @@ class Label(Frozen):
     """who answers: verifier:shapes or simulated:shapes"""
     images: str
     """folder with samples.jsonl, a samples.jsonl, or `store` for what the store holds"""
-    pairs: Literal["random", "all"] = "random"
-    """which pairs to ask, always spread evenly over the prompts"""
+    pairs: Literal["random", "all", "active"] = "random"
+    """which pairs to ask: random and all are spread evenly over the prompts, active are those that tell most"""
     n: int | None = Field(default=None, ge=1)
     """how many pairs the store shall hold of this plan; all there are when left out"""
     seed: int = Field(default=0, ge=0)
@@ -49,7 +49,6 @@ class Label(Frozen):
 
 def run(args: list[str], console: Console) -> dict[str, Any]:
     from visfeedback import feedback, store
-    from visfeedback.feedback import queue
 
     settings = parse(Label, args, prog="visfeedback label", description=__doc__ or "")
     began = time.perf_counter()
@@ -57,7 +56,7 @@ def run(args: list[str], console: Console) -> dict[str, Any]:
     listed, root = _listed(settings.images)
     with store.open(settings.store, create=settings.images != "store") as opened:
         samples, failed = _add(opened, listed, root, console) if root else (list(opened.samples()), [])
-        plan = queue.pairs(samples, settings.pairs, settings.n, settings.seed)
+        plan = _plan(samples, settings, opened)
         open_pairs = _unanswered(plan, opened.feedback(judge=judge.name))
         choices, refused = _ask(opened, judge, open_pairs, console)
     result = {
@@ -67,6 +66,16 @@ def run(args: list[str], console: Console) -> dict[str, Any]:
     }  # fmt: skip
     _report(result, failed + refused, console)
     return result
+
+
+def _plan(samples: list[Sample], settings: Label, opened: Store) -> list[Pair]:
+    from visfeedback.feedback import active, queue
+
+    if settings.pairs != "active":
+        return queue.pairs(samples, settings.pairs, settings.n, settings.seed)
+    if settings.n is None:
+        raise InputError("--pairs active chooses the pairs that tell most; say how many with --n")
+    return active.active_pairs(samples, opened.feedback(), settings.n, settings.seed)
 
 
 def _knobs(settings: Label) -> dict[str, Any]:

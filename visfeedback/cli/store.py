@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
+from pydantic import Field
 from tyro.conf import Positional
 
 from visfeedback.cli.console import Console, PartialFailure, parse
-from visfeedback.plugins import InputError, load, names, nearest
+from visfeedback.plugins import InputError, nearest
 from visfeedback.types.records import Frozen
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 
 class Look(Frozen):
@@ -21,13 +19,29 @@ class Look(Frozen):
     """sqlite:///prefs.db or a PostgreSQL URL"""
 
 
-class Move(Frozen):
+class Stats(Look):
+    resamples: int = Field(default=500, ge=0, le=100_000)
+    """bootstrap resamples behind the intervals of the leaderboard"""
+    seed: int = Field(default=0, ge=0)
+    """of the resamples"""
+
+
+class Import(Frozen):
     path: Positional[Path]
-    """the file to read or write"""
+    """the file or folder to read"""
     store: str
     """sqlite:///prefs.db or a PostgreSQL URL"""
     format: str = "jsonl"
-    """layout of the file: jsonl (ours, lossless) or pairs"""
+    """layout of the file: jsonl or parquet (ours, lossless), pairs, csv, pickapic, hpd, kto, folders, ..."""
+
+
+class Export(Import):
+    path: Positional[Path]
+    """the file or folder to write"""
+    annotators: Literal["auto", "keep", "pseudonyms"] = "auto"
+    """people's names: auto keeps them in jsonl, parquet and pairs and hides them elsewhere"""
+    salt: str = ""
+    """key of the pseudonyms, for the same ones from several stores; left out: the store's own secret"""
 
 
 def run(args: list[str], console: Console) -> dict[str, Any]:
@@ -41,14 +55,38 @@ def run(args: list[str], console: Console) -> dict[str, Any]:
 
 
 def _stats(args: list[str], console: Console) -> dict[str, Any]:
-    """Counts, choices, side bias and speed."""
+    """Counts, choices, side bias, speed, agreement of people, and a leaderboard of models with intervals."""
     from visfeedback import store
+    from visfeedback.preferences.leaderboard import overview
 
-    settings = parse(Look, args, prog="visfeedback store stats", description=_stats.__doc__ or "")
+    settings = parse(Stats, args, prog="visfeedback store stats", description=_stats.__doc__ or "")
     with store.open(settings.store, create=False) as opened:
         result = {"command": "store stats", "store": settings.store} | opened.stats()
+        judged = overview(opened.feedback(), dict(opened.sources()), resamples=settings.resamples, seed=settings.seed)
     console.table(f"store {settings.store}", ("what", "value"), [(k, _cell(v)) for k, v in list(result.items())[2:]])
-    return result
+    _show(judged, console)
+    return result | judged
+
+
+def _show(judged: dict[str, Any], console: Console) -> None:
+    """The tables that have something in them."""
+    people = judged["people"]["judges"]
+    if people:
+        columns = ("answers", "left", "median_seconds", "gold", "repeats", "flags")
+        rows = [(name, *(_cell(one[column]) for column in columns)) for name, one in people.items()]
+        console.table("judges", ("judge", "answers", "left", "median s", "gold right", "repeats same", "look at"), rows)
+    agreement = judged["agreement"]
+    if agreement["items"]:
+        other = judged["agreement_without_ties"]
+        rows = [(name, _cell(value), _cell(other[name])) for name, value in agreement.items()]
+        console.table("agreement", ("what", "with ties", "decided answers only"), rows)
+    if judged["leaderboard"]:
+        rows = [
+            (str(row["rank"]), row["model"], f"{row['elo']:.0f}", " to ".join(f"{x:.0f}" for x in row["elo_ci95"]),
+             *(f"{row[name]:.4g}" for name in ("wins", "ties", "losses")))
+            for row in judged["leaderboard"]
+        ]  # fmt: skip
+        console.table("models", ("rank", "model", "Elo", "95% interval", "wins", "ties", "losses"), rows)
 
 
 def _verify(args: list[str], console: Console) -> dict[str, Any]:
@@ -70,32 +108,32 @@ def _verify(args: list[str], console: Console) -> dict[str, Any]:
 def _import(args: list[str], console: Console) -> dict[str, Any]:
     """Add what a file holds to the store; reading it again adds nothing."""
     from visfeedback import store
+    from visfeedback.store import transfer
 
-    settings = parse(Move, args, prog="visfeedback store import", description=_import.__doc__ or "")
-    layout = _format(settings.format)
+    settings = parse(Import, args, prog="visfeedback store import", description=_import.__doc__ or "")
+    transfer.layout(settings.format)
     if not settings.path.exists():
         raise InputError(f"no file {settings.path} to import")
     with store.open(settings.store) as opened:
-        return _moved("import", settings, layout.read(settings.path, opened), console)
+        counts = transfer.import_file(opened, settings.path, settings.format)
+    return _moved("import", settings, counts, console)
 
 
 def _export(args: list[str], console: Console) -> dict[str, Any]:
-    """Write the store to a file, with its images in a folder beside it."""
+    """Write the store to a file, and what was left out to PATH.export.json."""
     from visfeedback import store
+    from visfeedback.store import transfer
 
-    settings = parse(Move, args, prog="visfeedback store export", description=_export.__doc__ or "")
-    layout = _format(settings.format)
+    settings = parse(Export, args, prog="visfeedback store export", description=_export.__doc__ or "")
+    transfer.layout(settings.format)
     with store.open(settings.store, create=False) as opened:
-        return _moved("export", settings, layout.write(opened, settings.path), console)
+        counts = transfer.export_file(
+            opened, settings.path, settings.format, annotators=settings.annotators, salt=settings.salt
+        )
+    return _moved("export", settings, counts, console)
 
 
-def _format(name: str) -> ModuleType:
-    if "." not in name and name not in names("store.formats"):
-        raise InputError(f"no format {name!r}{nearest(name, names('store.formats'))}")
-    return load("store.formats", name)
-
-
-def _moved(action: str, settings: Move, counts: dict[str, Any], console: Console) -> dict[str, Any]:
+def _moved(action: str, settings: Import, counts: dict[str, Any], console: Console) -> dict[str, Any]:
     words = ", ".join(f"{name}: {_cell(value)}" for name, value in counts.items() if value != {})
     console.info(f"{action} {settings.path}: {words}")
     return {

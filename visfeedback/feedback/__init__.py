@@ -1,6 +1,6 @@
 """Judges: whoever compares images of one prompt and leaves feedback.
 
-What lives here: one file per judge, and `queue.py`: which pairs to ask.
+What lives here: one file per judge; which pairs to ask: `queue.py`, `active.py`; the tasks of people: `plan.py`.
 To add one: a module with `Settings` (its knobs, among them `seed`) and `judge(argument, settings) -> Judge`, where
 `argument` is what follows the colon in `--judge NAME:ARGUMENT`. Nothing is registered anywhere; `load` finds it.
 May import: types, store, preferences, vlm, shapes.

@@ -1,4 +1,4 @@
-"""Which pairs to ask: at random or all, spread evenly over the prompts."""
+"""Which pairs to ask: at random or all, spread evenly over the prompts. What is worth most: `active.py`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pairs(
     """
     if n is not None and n < 1:
         raise InputError(f"n is {n}; ask for at least 1 pair")
-    groups = [group for group in _by_prompt(samples) if len(group) > 1]
+    groups = [group for group in by_prompt(samples) if len(group) > 1]
     if not groups:
         raise InputError("no prompt has two different images; type generate --per-prompt 2 or more")
     rng = random.Random(seed)
@@ -39,7 +39,7 @@ def pairs(
     return list(_take_turns(streams, shares))
 
 
-def _by_prompt(samples: Iterable[Sample]) -> list[list[Sample]]:
+def by_prompt(samples: Iterable[Sample]) -> list[list[Sample]]:
     """Samples of each prompt without repeated images, both in the order of appearance."""
     groups: dict[str, dict[str, Sample]] = {}
     for sample in samples:

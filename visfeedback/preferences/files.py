@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from visfeedback.plugins import InputError
+from visfeedback.types.files import csv_unescape
 
 COLUMNS = ("prompt", "image_a", "image_b", "label")
 LABELS = {"a": 1.0, "b": 0.0, "tie": 0.5}
@@ -60,7 +61,8 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        yield from csv.DictReader(file)
+        for row in csv.DictReader(file):
+            yield {name: csv_unescape(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:

@@ -46,9 +46,10 @@ def pairs_from_feedback(
 
     ``criterion``: only this one; None keeps each criterion as preferences of its own. ``ties="keep"``: a pair whose
     mean share is one half becomes a preference with probability .5. ``weight="votes"``: number of comparisons averaged.
-    Reasons count comparisons (whole records for retracted, skip, flag and gold): ``tie`` all judgements were ties,
-    ``split`` judgements cancel out, ``same image``, ``alone`` a rating or like with nothing to compare it to, ``gold``
-    a test of the judge, ``criterion`` another criterion. Tombstones are obeyed wherever they stand.
+    Reasons count comparisons (whole records for retracted, skip, flag, gold, region, words and text): ``tie`` all
+    judgements were ties, ``split`` judgements cancel out, ``same image``, ``alone`` a rating or like with nothing to
+    compare it to, ``gold`` a test of the judge, ``criterion`` another criterion. Tombstones are obeyed wherever they
+    stand.
     """
     records = list(feedback)
     dropped = Counter[str]()
@@ -83,6 +84,8 @@ def _reason_to_drop(record: Feedback, retracted: set[str | None], criterion: str
         return "retracted"
     if record.choice in ("skip", "flag"):
         return record.choice
+    if record.kind in ("region", "words", "text"):
+        return record.kind
     if record.gold:
         return "gold"
     return "criterion" if criterion is not None and record.criterion != criterion else ""
@@ -104,15 +107,27 @@ def _comparisons(records: Iterable[Feedback], dropped: Counter[str]) -> Iterator
         del dropped["alone"]
 
 
-def _within(record: Feedback) -> Iterator[_Comparison]:
-    """All comparisons inside one record."""
+def within(record: Feedback) -> Iterator[tuple[str, str, float]]:
+    """The comparisons inside one record: (a, b, how much of the preference goes to a), in the order of the images.
+
+    Best-of-N says that the chosen one beats each other one, and nothing about the others.
+    """
+    if record.kind not in ("pair", "ranking", "best", "rating", "like"):
+        return
     values = record.values or PAIR_VALUES.get(record.choice or "", ())
     for i, j in combinations(range(len(values)), 2):
+        if record.kind == "best" and values[i] == values[j]:
+            continue
         if record.kind == "pair":
             share = values[i]
         else:
             share = _share(values[i], values[j], lower_is_better=record.kind == "ranking")
-        yield _compare(record, record.sample_ids[i], record.sample_ids[j], share, (record.id,))
+        yield record.sample_ids[i], record.sample_ids[j], share
+
+
+def _within(record: Feedback) -> Iterator[_Comparison]:
+    for a, b, share in within(record):
+        yield _compare(record, a, b, share, (record.id,))
 
 
 def _between(group: list[Feedback]) -> Iterator[_Comparison]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import secrets
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import URL, Connection, Engine, Executable, select
+from sqlalchemy import URL, Connection, Engine, Executable, func, select
 
 from visfeedback.plugins import InputError
 from visfeedback.store import database, rows, schema
@@ -21,6 +22,14 @@ from visfeedback.types.records import Feedback, Prompt, Sample, now, text_id
 CHUNK = 500  # rows handled at a time; also below every limit on bound parameters
 
 url_of = database.url_of
+
+
+class Drawn(NamedTuple):
+    """A sample and the bytes of its image; without them it is known by name only, as in lists of votes alone."""
+
+    sample: Sample
+    data: bytes = b""
+    picture: Picture | None = None  # `inspect(data, ...)`
 
 
 def open(url: str, *, images: Path | None = None, create: bool = True) -> Store:
@@ -131,35 +140,44 @@ class Store:
 
     def _add_samples(self, part: list[Sample], root: Path) -> int:
         new = self._unknown({rows.sample_digest(sample): sample for sample in part})
-        pictures = [self._keep_image(sample, root) for sample in new]  # files first: a row never names a missing one
+        return self._write_samples(part, [_load(sample, root) for sample in new])
+
+    def add_drawn(self, drawn: Iterable[Drawn]) -> int:
+        """Add samples whose images are in memory, or that have none; returns how many were new.
+
+        One transaction for each 500. ``sample.id`` must be ``picture.id`` where there is a picture.
+        """
+        added = 0
+        for part in rows.chunks(drawn, CHUNK):
+            wanted = {rows.sample_digest(one.sample): one.sample for one in part}
+            new = {rows.sample_digest(sample) for sample in self._unknown(wanted)}
+            fresh = {digest: one for one in part if (digest := rows.sample_digest(one.sample)) in new}
+            added += self._write_samples([one.sample for one in part], list(fresh.values()))
+        return added
+
+    def _write_samples(self, part: list[Sample], new: list[Drawn]) -> int:
+        pictures = [one.picture for one in new if one.picture]
+        for sample in part:
+            rows.prompt_of(sample)  # an empty prompt is refused before anything is written
+        with _file_errors(self.image_folder.root):  # files first: a row never names a missing one
+            for one in new:
+                if one.picture:
+                    self.image_folder.put(one.data, one.picture.sha256, one.picture.suffix)
         with self.writing() as connection:
             rows.fill_in_prompts(connection, [rows.prompt_of(sample) for sample in part])
             rows.insert_new(connection, images, [rows.image_row(picture) for picture in pictures])
-            known = [rows.sample_row(sample, p.sha256) for sample, p in zip(new, pictures, strict=True)]
+            known = [rows.sample_row(one.sample, one.picture.sha256 if one.picture else None) for one in new]
             rows.insert_new(connection, samples, known)
         return len(new)
 
     def _unknown(self, by_digest: dict[str, Sample]) -> list[Sample]:
         """Those whose row or image file is not here yet."""
-        query = select(samples.c.digest, images.c.sha256, images.c.suffix).join(images)
+        query = select(samples.c.digest, images.c.sha256, images.c.suffix).outerjoin_from(samples, images)
         with self.reading() as connection:
             found = connection.execute(query.where(samples.c.digest.in_(by_digest))).all()
-        here = {row.digest for row in found if self.image_folder.path(row.sha256, row.suffix).is_file()}
+        folder = self.image_folder
+        here = {row.digest for row in found if not row.sha256 or folder.path(row.sha256, row.suffix).is_file()}
         return [sample for digest, sample in by_digest.items() if digest not in here]
-
-    def _keep_image(self, sample: Sample, root: Path) -> Picture:
-        rows.prompt_of(sample)  # an empty prompt is refused before anything is written
-        path = root / sample.path
-        data = read(path)
-        picture = inspect(data, path)
-        if picture.id != sample.id:
-            raise BadImage(
-                f"{path} is not the image of its sample (pixels {picture.id[:12]}, the sample says {sample.id[:12]}); "
-                "the file was changed, so make the samples again"
-            )
-        with _file_errors(self.image_folder.root):
-            self.image_folder.put(data, picture.sha256, picture.suffix)
-        return picture
 
     def add_feedback(self, records: Iterable[Feedback]) -> int:
         """Append in one transaction; returns how many were new. On return all survives kill -9, on error none is in.
@@ -167,9 +185,10 @@ class Store:
         Adding a record again changes nothing. Raises InputError when an id is taken by a different record.
         """
         with self.writing() as connection:
-            return sum(self._append(connection, part) for part in rows.chunks(records, CHUNK))
+            return sum(self.append(connection, part) for part in rows.chunks(records, CHUNK))
 
-    def _append(self, connection: Connection, part: list[Feedback]) -> int:
+    def append(self, connection: Connection, part: list[Feedback]) -> int:
+        """As `add_feedback`, for at most 500 records, inside a transaction of `writing`."""
         query = select(feedback.c.id, feedback.c.record).where(feedback.c.id.in_({record.id for record in part}))
         taken = {row.id: Feedback.model_validate_json(row.record) for row in connection.execute(query)}
         new: list[Feedback] = []
@@ -202,12 +221,19 @@ class Store:
         for row in self._stream(select(prompts).order_by(prompts.c.id)):
             yield Prompt(**row._mapping)
 
-    def samples(self) -> Iterator[Sample]:
-        """Samples with the absolute paths of their image files in the store."""
-        query = select(samples.c.record, images.c.sha256, images.c.suffix).join(images).order_by(samples.c.row)
-        for row in self._stream(query):
-            path = self.image_folder.path(row.sha256, row.suffix).absolute()
-            yield Sample.model_validate_json(row.record).model_copy(update={"path": str(path)})
+    def samples(self, with_image: bool = True) -> Iterator[Sample]:
+        """Samples with the absolute paths of their image files in the store.
+
+        ``with_image=False``: also those that are known by name only; their path is empty.
+        """
+        query = select(samples.c.record, images.c.sha256, images.c.suffix).outerjoin_from(samples, images)
+        if with_image:
+            query = query.where(samples.c.image.is_not(None))
+        for row in self._stream(query.order_by(samples.c.row)):
+            yield Sample.model_validate_json(row.record).model_copy(update={"path": self._path(row)})
+
+    def _path(self, row: Any) -> str:
+        return str(self.image_folder.path(row.sha256, row.suffix).absolute()) if row.sha256 else ""
 
     def feedback(self, include_retracted: bool = False, judge: str | None = None) -> Iterator[Feedback]:
         """What holds; with ``include_retracted`` also what was taken back, and the tombstones."""
@@ -219,6 +245,43 @@ class Store:
             query = query.where(feedback.c.judge == judge)
         for row in self._stream(query):
             yield Feedback.model_validate_json(row.record)
+
+    def samples_of(self, sample_ids: Collection[str]) -> dict[tuple[str, str], Sample]:
+        """(prompt id, sample id) -> sample, for those that are here; path "" where nobody has the image.
+
+        The same picture made in several ways counts as the one that came first.
+        """
+        query = select(samples.c.record, images.c.sha256, images.c.suffix).outerjoin_from(samples, images)
+        found: dict[tuple[str, str], Sample] = {}
+        with self.reading() as connection:
+            for part in rows.chunks(sample_ids, CHUNK):
+                for row in connection.execute(query.where(samples.c.id.in_(part)).order_by(samples.c.row)):
+                    sample = Sample.model_validate_json(row.record)
+                    key = (sample.prompt_id, sample.id)
+                    found.setdefault(key, sample.model_copy(update={"path": self._path(row)}))
+        return found
+
+    def sources(self) -> Iterator[tuple[str, str]]:
+        """(sample id, who made it) of every sample: model, and adapter after a plus sign; also those without image."""
+        for row in self._stream(select(samples.c.id, samples.c.record).order_by(samples.c.row)):
+            sample = Sample.model_validate_json(row.record)
+            yield row.id, f"{sample.model}+{sample.adapter}" if sample.adapter else sample.model
+
+    def feedback_json(self) -> Iterator[str]:
+        """All feedback and tombstones as they are kept, in the order of arrival."""
+        for row in self._stream(select(feedback.c.record).order_by(feedback.c.row)):
+            yield row.record
+
+    def feedback_count(self) -> int:
+        """How many records of feedback there are, tombstones and what they took back included."""
+        with self.reading() as connection:
+            return connection.scalar(select(func.count()).select_from(feedback)) or 0
+
+    def secret(self) -> str:
+        """A random text that belongs to this store, made on first use: the key of annotators' pseudonyms."""
+        with self.writing() as connection:
+            rows.insert_new(connection, meta, [{"key": "secret", "value": secrets.token_hex(32)}])
+            return connection.scalar(select(meta.c.value).where(meta.c.key == "secret")) or ""
 
     def _stream(self, query: Executable) -> Iterator[Any]:
         with self.reading() as connection:
@@ -248,6 +311,18 @@ class Store:
         from visfeedback.store.verify import problems
 
         return list(problems(self))
+
+
+def _load(sample: Sample, root: Path) -> Drawn:
+    path = root / sample.path
+    data = read(path)
+    picture = inspect(data, path)
+    if picture.id != sample.id:
+        raise BadImage(
+            f"{path} is not the image of its sample (pixels {picture.id[:12]}, the sample says {sample.id[:12]}); "
+            "the file was changed, so make the samples again"
+        )
+    return Drawn(sample, data, picture)
 
 
 @contextmanager

@@ -48,8 +48,8 @@ def sample_digest(sample: Sample) -> str:
     return hashlib.sha256(sample_record(sample).encode()).hexdigest()
 
 
-def sample_row(sample: Sample, image: str) -> Row:
-    """``image`` is the sha256 of the bytes of the image file."""
+def sample_row(sample: Sample, image: str | None) -> Row:
+    """``image`` is the sha256 of the bytes of the image file; None when nobody has the file."""
     return {
         "digest": sample_digest(sample),
         "id": sample.id,

@@ -5,10 +5,12 @@ Standard library and pydantic only.
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,50 +26,50 @@ Model = TypeVar("Model", bound=BaseModel)
 def write_atomic(path: Path, content: bytes | str) -> Path:
     """Write under a temporary name, fsync, rename: a reader sees the old file or the new one, never half of one."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with _replacing(path) as handle, os.fdopen(handle, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
     return path
 
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[TextIO]:
     """A text file to write piece by piece; it appears under its name, whole and synced, when the block ends well."""
-    path = Path(path)
+    with _replacing(Path(path)) as handle, os.fdopen(handle, "w", encoding="utf-8") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[int]:
+    """The descriptor of a new file that takes the name ``path`` when the block ends well and goes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = _new_file(path)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        yield handle
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _new_file(path: Path) -> tuple[int, Path]:
+    """A new hidden file beside ``path``, as open to others as the umask says. The system applies the umask itself:
+    asking for it would mean changing it, and another thread's file would be born without it."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        with contextlib.suppress(FileExistsError):
+            return os.open(temporary, flags, 0o666), temporary
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` durable."""
+    """Make renames inside ``folder`` durable. Windows opens no folders; there it is left to the system."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -107,19 +109,21 @@ def cut_torn_line(path: Path) -> None:
 def read_jsonl(path: Path, model: type[Model]) -> Iterator[Model]:
     """Rows of a JSON lines file as records; blank lines are skipped, and so is a torn last line (no newline, no JSON).
 
-    Raises InputError naming file and line for anything else that does not fit.
+    Read as bytes, for a line may be torn inside a letter. Raises InputError naming file and line for anything else
+    that does not fit.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no file {path}")
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not line.strip():
                 continue
             try:
                 yield model.model_validate_json(line)
             except ValidationError as error:
-                if not line.endswith("\n"):
+                if not line.endswith(b"\n"):
                     return
                 first = error.errors()[0]
                 where = ".".join(str(p) for p in first["loc"]) or "the line"
@@ -130,3 +134,24 @@ def file_sha256(path: Path) -> str:
     """sha256 hex of a file's bytes, read piece by piece."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def csv_escape(cell: str) -> str:
+    """A CSV cell that no spreadsheet runs as a formula: `=1+1` -> `'=1+1`.
+
+    Also before apostrophes that precede such a text, so that `csv_unescape` is exact.
+    """
+    return f"'{cell}" if _formula(cell) else cell
+
+
+def csv_unescape(cell: str) -> str:
+    """What `csv_escape` was given."""
+    return cell[1:] if cell.startswith("'") and _formula(cell) else cell
+
+
+def _formula(cell: str) -> bool:
+    """Blanks before it do not make it harmless."""
+    return cell.lstrip("'").lstrip(" ").startswith(FORMULA)

@@ -85,15 +85,30 @@ def image_id(width: int, height: int, rgb: bytes) -> str:
     return hashlib.sha256(f"{width}x{height}:".encode() + rgb).hexdigest()
 
 
+class Region(Frozen):
+    """A marked place in an image: a box whose numbers are shares of the image's width and height, from the top left."""
+
+    x: float = Field(ge=0, le=1)
+    """left edge"""
+    y: float = Field(ge=0, le=1)
+    """top edge"""
+    width: float = Field(default=0.0, ge=0, le=1)
+    """0 is a point"""
+    height: float = Field(default=0.0, ge=0, le=1)
+    label: str = ""
+    """`artifact`, `misaligned`, ... what is wrong or right there"""
+
+
 class Feedback(Frozen):
     """What one judge said once. Append-only, the only truth; undo is a new record with ``retracts`` set.
 
     ``values[i]`` belongs to ``sample_ids[i]``: preference shares that add up to 1 for a pair (`tie` = .5, .5;
-    empty for skip and flag), ranks (0 = best), ratings, or 1 / -1 for like / dislike.
+    empty for skip and flag), ranks (0 = best), ratings, or 1 / -1 for like / dislike; for `best` 1 for the chosen image
+    and 0 for the others. `region`, `words` and `text` (which is in ``note``) say something without a value.
     """
 
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)
-    kind: Literal["pair", "ranking", "rating", "like", "tombstone"] = "pair"
+    kind: Literal["pair", "ranking", "best", "rating", "like", "region", "words", "text", "tombstone"] = "pair"
     judge: str
     """`human:NAME`, `vlm:MODEL`, `reward:NAME`, `verifier:WORLD`, `simulated:WORLD`"""
     criterion: str = "overall"
@@ -105,6 +120,16 @@ class Feedback(Frozen):
     """`sides[i]` is the position at which `sample_ids[i]` was shown, 0 = left"""
     seconds: float | None = None
     note: str = ""
+    regions: tuple[Region, ...] = ()
+    """marked places of `sample_ids[0]`"""
+    words: tuple[int, ...] = ()
+    """numbers of the prompt's words (split at white space, 0 = first) that the image does not show"""
+    shown_at: datetime | None = None
+    """when the images appeared; `created_at` is when the answer came"""
+    order: int | None = None
+    """which of the judge's presentations it was, 0 = first"""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """columns of an imported file that have no place of their own; JSON values"""
     gold: bool = False
     retracts: str | None = None
     """id of the feedback that this tombstone takes back"""

@@ -15,37 +15,51 @@ from typing import Any
 from pydantic import ValidationError
 
 from visfeedback.plugins import InputError, nearest
-from visfeedback.store.core import CHUNK, Store
+from visfeedback.store.core import CHUNK, Drawn, Store
+from visfeedback.store.formats._carries import Carries
+from visfeedback.store.formats._people import People, keep
 from visfeedback.store.images import ImageFolder
 from visfeedback.store.images import read as read_bytes
 from visfeedback.store.rows import chunks
 from visfeedback.types.files import open_atomic
 from visfeedback.types.records import Feedback, Prompt, Sample
 
+CARRIES = Carries(
+    kinds=("pair", "ranking", "best", "rating", "like", "region", "words", "text", "tombstone"),
+    choices=("a", "b", "tie", "both_bad", "skip", "flag"), feedback=tuple(Feedback.model_fields),
+    sample=tuple(name for name in Sample.model_fields if name != "path"), unknown=True,
+)  # fmt: skip
 LAYOUT = 1
 RECORDS = {"prompt": Prompt, "sample": Sample, "feedback": Feedback}
 
 
-def write(store: Store, path: Path) -> dict[str, Any]:
-    """Write everything; the file appears when all of it and all images are on disk."""
+def write(store: Store, path: Path, people: People | None = None) -> dict[str, Any]:
+    """Write everything; the file appears when all of it and all images are on disk.
+
+    ``people`` may put pseudonyms on the judges.
+    """
     counts = dict.fromkeys(RECORDS, 0)
     folder = ImageFolder(path.with_suffix(".images"))
     with open_atomic(path) as file:
         file.write(json.dumps({"visfeedback": LAYOUT}) + "\n")
-        for name, record in _everything(store, folder):
+        for name, record in _everything(store, folder, people or keep):
             counts[name] += 1
             file.write(f'{{"{name}": {record.model_dump_json()}}}\n')
     return counts | {"dropped": {}}
 
 
-def _everything(store: Store, folder: ImageFolder) -> Iterator[tuple[str, Prompt | Sample | Feedback]]:
+def _everything(store: Store, folder: ImageFolder, people: People) -> Iterator[tuple[str, Prompt | Sample | Feedback]]:
     yield from (("prompt", prompt) for prompt in store.prompts())
-    yield from (("sample", carry_image(sample, folder)) for sample in store.samples())
-    yield from (("feedback", record) for record in store.feedback(include_retracted=True))
+    yield from (("sample", carry_image(sample, folder)) for sample in store.samples(with_image=False))
+    for record in store.feedback(include_retracted=True):
+        name = people(record.judge)
+        yield "feedback", record if name == record.judge else record.model_copy(update={"judge": name})
 
 
 def carry_image(sample: Sample, folder: ImageFolder) -> Sample:
     """Copy a stored image into ``folder`` and point the sample there, relative to the folder's parent."""
+    if not sample.path:
+        return sample  # known by name only
     source = Path(sample.path)
     copy = folder.path(source.stem, source.suffix)
     if not copy.is_file():
@@ -64,7 +78,8 @@ def read(path: Path, store: Store) -> dict[str, Any]:
 
 def _add(store: Store, name: str, records: list[Any], root: Path) -> int:
     if name == "sample":
-        return store.add_samples(records, root)
+        named = [Drawn(record) for record in records if not record.path]
+        return store.add_drawn(named) + store.add_samples([record for record in records if record.path], root)
     if name == "feedback":
         return store.add_feedback(records)
     store.add_prompts(records)

@@ -14,6 +14,9 @@ from typing import Any
 
 from visfeedback.plugins import InputError
 from visfeedback.store.core import CHUNK, Store
+from visfeedback.store.formats._carries import Carries
+from visfeedback.store.formats._export import judged
+from visfeedback.store.formats._people import People, keep
 from visfeedback.store.formats.jsonl import carry_image
 from visfeedback.store.images import ImageFolder, inspect
 from visfeedback.store.images import read as read_bytes
@@ -21,44 +24,38 @@ from visfeedback.store.rows import chunks
 from visfeedback.types.files import open_atomic
 from visfeedback.types.records import PAIR_VALUES, Feedback, Sample, text_id
 
+CARRIES = Carries(
+    kinds=("pair",), choices=("a", "b", "tie", "both_bad"),
+    feedback=("kind", "values", "sample_ids", "judge", "criterion", "prompt_id"), sample=("prompt",), datasets="json",
+)  # fmt: skip
 JUDGE = "import:pairs"
 COLUMNS = ("prompt", "image_a", "image_b", "label")
 
 
-def write(store: Store, path: Path) -> dict[str, Any]:
-    """One row per judgement of a pair that holds. Dropped: skips, flags, other kinds, samples that are missing."""
+def write(store: Store, path: Path, people: People | None = None) -> dict[str, Any]:
+    """One row per judgement of a pair that holds. Dropped: skips, flags, other kinds, gold items, missing samples.
+
+    Judges keep their names unless ``people`` says otherwise.
+    """
+    people = people or keep
     dropped = Counter[str]()
     folder = ImageFolder(path.with_suffix(".images"))
-    samples = {(sample.prompt_id, sample.id): sample for sample in store.samples()}
     written = 0
     with open_atomic(path) as file:
-        for record in store.feedback():
-            pair = [samples.get((record.prompt_id, sample_id)) for sample_id in record.sample_ids]
-            reason = _reason_to_drop(record, pair)
-            if reason:
-                dropped[reason] += 1
-                continue
-            a, b = (carry_image(sample, folder) for sample in pair if sample)
-            file.write(json.dumps(_row(record, a, b), ensure_ascii=False) + "\n")
+        for record, pair in judged(store, CARRIES, dropped):
+            a, b = (carry_image(sample, folder) for sample in pair)
+            file.write(json.dumps(_row(record, a, b, people), ensure_ascii=False) + "\n")
             written += 1
     return {"pairs": written, "dropped": dict(sorted(dropped.items()))}
 
 
-def _reason_to_drop(record: Feedback, pair: list[Sample | None]) -> str:
-    if record.kind != "pair":
-        return record.kind
-    if record.choice in ("skip", "flag"):
-        return record.choice
-    return "missing sample" if None in pair else ""
-
-
-def _row(record: Feedback, a: Sample, b: Sample) -> dict[str, Any]:
+def _row(record: Feedback, a: Sample, b: Sample, people: People) -> dict[str, Any]:
     label: str | float = "tie" if record.choice in ("tie", "both_bad") else str(record.choice)
     if record.values and record.values != PAIR_VALUES[str(record.choice)]:
         label = record.values[0]
     return {
         "prompt": a.prompt, "image_a": a.path, "image_b": b.path, "label": label,
-        "judge": record.judge, "criterion": record.criterion,
+        "judge": people(record.judge), "criterion": record.criterion,
     }  # fmt: skip
 
 
