@@ -6,7 +6,8 @@ Nothing heavy is imported before it is used::
 
     backbone = vf.load("shapes:sd")           # a diffusers model behind one small interface
     vf.train(settings, out=Path("runs/one"))  # a LoRA from preferences
-    vf.rewards.shapes_clip.load()             # every room is a sub-package
+    vf.score(images, "a red circle", rewards=["shapes_clip"])  # arrays by reward; images: paths, PIL images, a folder
+    vf.rewards.load("shapes_clip")            # every room is a sub-package
 """
 
 from __future__ import annotations
@@ -18,17 +19,21 @@ from visfeedback.plugins import VERSION as __version__
 
 if TYPE_CHECKING:
     from visfeedback.backbones.load import load as load
+    from visfeedback.sampling.fabric.session import fabric as fabric
     from visfeedback.sampling.generate import generate as generate
+    from visfeedback.scoring.api import score as score
     from visfeedback.training.fit import fit as train
 
 SHORTCUTS = {
+    "fabric": ("sampling.fabric.session", "fabric"),
     "load": ("backbones.load", "load"),
     "generate": ("sampling.generate", "generate"),
+    "score": ("scoring.api", "score"),
     "train": ("training.fit", "fit"),
 }
 """Name -> module and function."""
 
-__all__ = ["__version__", "generate", "load", "train"]
+__all__ = ["__version__", "fabric", "generate", "load", "score", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Draw images of prompts with a model, seeded and resumable."""
+"""Draw images of prompts with a model, seeded and resumable; liked and disliked images may steer it (FABRIC)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from visfeedback.cli.console import Console, parse
+from visfeedback.sampling.fabric.settings import FabricSettings
 from visfeedback.types.records import Frozen, Prompt
 
 
@@ -47,11 +48,19 @@ class Generate(Frozen):
     """auto, cpu, cuda, cuda:1, mps"""
     config: str = ""
     """for a single-file model: diffusers folder or hub id with its configuration; guessed when left out"""
+    like: tuple[str, ...] = ()
+    """image files to follow, without training"""
+    dislike: tuple[str, ...] = ()
+    """image files to keep away from"""
+    fabric: FabricSettings = FabricSettings()
+    """how --like and --dislike act"""
 
 
 def run(args: list[str], console: Console) -> dict[str, Any]:
     from visfeedback import prompts
     from visfeedback.backbones.load import load_pipeline
+    from visfeedback.sampling.fabric.references import read_references
+    from visfeedback.sampling.fabric.session import FabricSession
     from visfeedback.sampling.generate import GenerateSettings, generate
     from visfeedback.sampling.samples import SAMPLES
 
@@ -59,11 +68,19 @@ def run(args: list[str], console: Console) -> dict[str, Any]:
     shared = set(GenerateSettings.model_fields) & set(Generate.model_fields)
     settings = GenerateSettings(**flags.model_dump(include=shared))
     asked = [_with_negative(prompt, flags.negative) for prompt in prompts.load(flags.prompts)]
+    liked, disliked = read_references(flags.like), read_references(flags.dislike)
     loaded = load_pipeline(
         flags.model, adapter=flags.adapter, dtype=flags.dtype, device=flags.device, config=flags.config
     )
     kept, began = _listed(flags.out / SAMPLES), time.perf_counter()
-    samples = generate(loaded, asked, flags.per_prompt, flags.seed, flags.out, settings, console.progress)
+    rest = (asked, flags.per_prompt, flags.seed, flags.out, settings, console.progress)
+    if liked or disliked:
+        session = FabricSession(loaded.pipe, flags.fabric)
+        session.liked, session.disliked = liked, disliked
+        with session:
+            samples = generate(loaded, *rest, {"fabric": session.record()})
+    else:
+        samples = generate(loaded, *rest)
     seconds, made = time.perf_counter() - began, sum(sample.path not in kept for sample in samples)
     console.info(f"{made} images drawn in {seconds:.1f} s, {len(samples) - made} were there: {flags.out / SAMPLES}")
     return {

@@ -1,7 +1,8 @@
 """Draw N images of each prompt into a folder: ``images/<prompt id>-<k>.png`` and samples.jsonl, again and again.
 
 What is listed is kept and not made again, so a run that was killed goes on where it was. ``generate.json`` says how
-the images are made: a folder never mixes models, seeds or settings.
+the images are made: a folder never mixes models, seeds or settings. Processes of one launcher share the work; each
+lists what it made in a file of its own, and the first one joins the lists. Others have to wait: one writer a folder.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,19 @@ import torch
 from PIL import Image
 
 from visfeedback.plugins import InputError
+from visfeedback.sampling.crew import Crew
 from visfeedback.sampling.render import GenerateSettings, render, resolve
 from visfeedback.sampling.samples import SAMPLES
 from visfeedback.types.files import append_jsonl, read_jsonl, write_atomic, write_json
+from visfeedback.types.locks import only_writer
 from visfeedback.types.protocols import Progress, silent
 from visfeedback.types.records import Prompt, Sample, image_id
 
 __all__ = ["GenerateSettings", "Job", "derive_seed", "generate", "plan", "render"]
 
 RECIPE = "generate.json"
+PART = ".samples-of-process-{}.jsonl"
+"""what one of several processes has drawn; joined to the list by the first one"""
 
 
 @dataclass(frozen=True)
@@ -66,29 +72,54 @@ def generate(
     out: Path,
     settings: GenerateSettings | None = None,
     progress: Progress = silent,
+    call: Mapping[str, Any] | None = None,
+    crew: Crew | None = None,
 ) -> list[Sample]:
     """Draw what is missing in ``out`` and return the samples of these prompts in the order of ``plan``.
 
     ``source`` is a loaded pipeline, a backbone (both know their model, revision and adapter) or a bare pipeline.
+    ``call``: JSON values about what else the images depend on, for ``Sample.call`` and the folder's recipe.
+    ``crew``: the processes that draw together, all of which call this; those of the launcher when left out.
     A batch's images are written first and listed after that: a killed run loses one batch at most and lists no image
-    twice. Raises InputError when ``out`` holds images made otherwise, OSError when it cannot be written.
+    twice. Raises InputError when ``out`` holds images made otherwise or another process is drawing there, OSError when
+    it cannot be written.
     """
-    out, origin = Path(out), Origin.of(source)
+    out, origin, crew = Path(out), Origin.of(source), crew or Crew.of_launcher()
     settings = resolve(settings or GenerateSettings(), origin.pipe)
     jobs = plan(prompts, per_prompt, seed)
-    _check_recipe(out, origin.recipe(settings, seed))
-    done = _listed(out)
-    missing = [job for job in jobs if job.path not in done]
-    with progress("drawing images", len(jobs)) as advance:
-        advance(len(jobs) - len(missing))
-        for batch, images in _batches(origin.pipe, missing, settings):
-            samples = [origin.sample(job, image, settings) for job, image in zip(batch, images, strict=True)]
-            for sample, image in zip(samples, images, strict=True):
-                write_atomic(out / sample.path, _png(image))
-            append_jsonl(out / SAMPLES, samples)
-            done |= {sample.path: sample for sample in samples}
-            advance(len(batch))
+    recipe = origin.recipe(settings, seed) | {"call": dict(call) if call else None}
+    with ExitStack() as held:
+
+        def begin() -> None:
+            held.enter_context(only_writer(out))
+            _check_recipe(out, recipe)
+            _tidy(out, jobs)
+
+        crew.first(begin)
+        done = _listed(out)
+        missing = [job for job in jobs if job.path not in done]
+        mine, there = missing[crew.rank :: crew.size], len(jobs) - len(missing)
+        with progress("drawing images", there + len(mine)) as advance:
+            advance(there)
+            for samples in _drawn(origin, mine, settings, call, out):
+                append_jsonl(out / (PART.format(crew.rank) if crew.size > 1 else SAMPLES), samples)
+                advance(len(samples))
+        if crew.size > 1:
+            crew.meet()
+            crew.first(lambda: _tidy(out, jobs))
+        done = _listed(out)
     return [done[job.path] for job in jobs]
+
+
+def _drawn(
+    origin: Origin, jobs: Sequence[Job], settings: GenerateSettings, call: Mapping[str, Any] | None, out: Path
+) -> Iterator[list[Sample]]:
+    """Batches of samples whose images have been written."""
+    for batch, images in _batches(origin.pipe, jobs, settings):
+        samples = [origin.sample(job, image, settings, call) for job, image in zip(batch, images, strict=True)]
+        for sample, image in zip(samples, images, strict=True):
+            write_atomic(out / sample.path, _png(image))
+        yield samples
 
 
 @dataclass(frozen=True)
@@ -117,7 +148,9 @@ class Origin:
         drawn = {"steps": settings.steps, "guidance": settings.guidance, "sampler": settings.sampler}
         return {**names, "seed": seed, **drawn, **size, "dtype": precision}
 
-    def sample(self, job: Job, image: Image.Image, settings: GenerateSettings) -> Sample:
+    def sample(
+        self, job: Job, image: Image.Image, settings: GenerateSettings, call: Mapping[str, Any] | None = None
+    ) -> Sample:
         prompt = job.prompt
         return Sample(
             id=image_id(image.width, image.height, image.tobytes()),
@@ -135,6 +168,7 @@ class Origin:
             steps=settings.steps,
             guidance=settings.guidance,
             sampler=settings.sampler,
+            call=dict(call or {}),
         )
 
 
@@ -184,13 +218,24 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _listed(out: Path) -> dict[str, Sample]:
-    """Path -> sample of what is there; rows whose image has been deleted leave the list, to be made again."""
+    """Path -> sample of what is listed."""
     file = out / SAMPLES
-    rows = list(read_jsonl(file, Sample)) if file.exists() else []
-    kept = {row.path: row for row in rows if (out / row.path).is_file()}
-    if len(kept) < len(rows):
+    return {row.path: row for row in read_jsonl(file, Sample)} if file.exists() else {}
+
+
+def _tidy(out: Path, jobs: Sequence[Job]) -> None:
+    """One list: the lists of single processes join it in the order of ``jobs``, as if one had drawn them all, and rows
+    whose image has been deleted leave it, to be made again."""
+    file, parts = out / SAMPLES, sorted(out.glob(PART.format("*")))
+    listed = list(read_jsonl(file, Sample)) if file.exists() else []
+    place = {job.path: number for number, job in enumerate(jobs)}
+    joining = [row for part in parts for row in read_jsonl(part, Sample)]
+    joining.sort(key=lambda row: place.get(row.path, len(place)))
+    kept = {row.path: row for row in (*listed, *joining) if (out / row.path).is_file()}
+    if joining or len(kept) < len(listed):
         write_atomic(file, "".join(f"{row.model_dump_json()}\n" for row in kept.values()))
-    return kept
+    for part in parts:
+        part.unlink()
 
 
 def _check_recipe(out: Path, recipe: dict[str, Any]) -> None:

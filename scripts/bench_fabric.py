@@ -1,0 +1,234 @@
+"""Seconds an image and peak memory of FABRIC, ours against the community port's algorithm on the same model.
+
+    python scripts/bench_fabric.py --model shapes:sd --repeats 9
+    python scripts/bench_fabric.py --random sd15 --dtype fp16 --device cuda --out numbers.json
+
+First both draw the same images; then they are timed, interleaved: a batch with a fixed number of references, ours with
+an empty bank (its passes included) and with a full one; and rounds in each of which one liked and one disliked image
+come on top. Memory is that of processes of their own. Both act at every step, with the same noise of the references.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _plain_dpo import random_pipeline
+from _plain_fabric import plain_fabric
+from PIL import Image
+
+from visfeedback.backbones.load import DTYPES, load_pipeline, pick_device
+from visfeedback.sampling.fabric.session import fabric
+
+STRENGTH, DISLIKE_SCALE = 0.8, 0.5
+MEMORY = ("imports", "nothing", "port", "ours")
+
+
+def main() -> None:
+    options = parser().parse_args()
+    if options.memory:
+        print(json.dumps(memory(options)))
+        return
+    pipe = build(options)
+    result = {
+        "model": options.random or options.model, "device": str(pipe.device), "threads": torch.get_num_threads(),
+        "batch": options.batch, "references": options.references, "steps": options.steps, "repeats": options.repeats,
+        "difference": parity(pipe, options), "seconds_per_image": batch(pipe, options),
+        "rounds": rounds(pipe, options), "choices": choices(pipe, options),
+    }  # fmt: skip
+    del pipe
+    result["memory_mib"] = {name: measured(name) for name in MEMORY}
+    show(result)
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--model", default="shapes:sd", help="of the Stable Diffusion 1 or 2 family")
+    made.add_argument("--random", default="", choices=["", "tiny", "sd15"], help="random weights instead of a model")
+    made.add_argument("--device", default="auto")
+    made.add_argument("--dtype", default="fp32", choices=list(DTYPES))
+    made.add_argument("--batch", type=int, default=4)
+    made.add_argument("--references", type=int, default=4, help="half liked, half disliked")
+    made.add_argument("--steps", type=int, default=20)
+    made.add_argument("--rounds", type=int, default=8)
+    made.add_argument("--repeats", type=int, default=9)
+    made.add_argument("--out", type=Path)
+    made.add_argument("--memory", default="", choices=["", *MEMORY], help=argparse.SUPPRESS)
+    return made
+
+
+def build(options: argparse.Namespace) -> Any:
+    if options.random:
+        torch.manual_seed(0)
+        pipe = random_pipeline(options.random).to(pick_device(options.device), DTYPES[options.dtype])
+        pipe.set_progress_bar_config(disable=True)
+        for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+            part.eval()
+        return pipe
+    return load_pipeline(options.model, dtype=options.dtype, device=options.device).pipe
+
+
+def pictures(pipe: Any, count: int) -> list[Image.Image]:
+    """References of the model's own size."""
+    side, source = pipe.unet.config.sample_size * pipe.vae_scale_factor, np.random.default_rng(0)
+    coarse = [source.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(count)]
+    return [Image.fromarray(values).resize((side, side), Image.Resampling.BICUBIC) for values in coarse]
+
+
+def draw(pipe: Any, options: argparse.Namespace) -> torch.Tensor:
+    """Latents of a guided batch: the decoder costs the same for everybody and is left out."""
+    generators = [torch.Generator("cpu").manual_seed(k) for k in range(options.batch)]
+    return pipe("a red circle", num_images_per_prompt=options.batch, num_inference_steps=options.steps,
+                guidance_scale=3.0, generator=generators, output_type="latent").images  # fmt: skip
+
+
+def sides(refs: list[Image.Image]) -> dict[str, list[Image.Image]]:
+    return {"liked": refs[0::2], "disliked": refs[1::2]}
+
+
+def ours(pipe: Any, refs: list[Image.Image], **way: Any) -> Any:
+    everywhere = {"strength": STRENGTH, "dislike_scale": DISLIKE_SCALE, "window": (0.0, 1.0), "cap": None}
+    return fabric(pipe, **sides(refs), **everywhere, **way)
+
+
+def port(pipe: Any, refs: list[Image.Image]) -> Any:
+    return plain_fabric(pipe, **sides(refs), strength=STRENGTH, dislike_scale=DISLIKE_SCALE)
+
+
+def parity(pipe: Any, options: argparse.Namespace) -> dict[str, float]:
+    refs = pictures(pipe, options.references)
+    plain = draw(pipe, options)
+    with port(pipe, refs):
+        expected = draw(pipe, options)
+    with ours(pipe, refs):
+        got = draw(pipe, options)
+    largest = float(expected.abs().max())
+    return {"largest latent": largest, "effect": float((expected - plain).abs().max()),
+            "ours - port": float((got - expected).abs().max())}  # fmt: skip
+
+
+def timed(pipe: Any, work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    if pipe.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def batch(pipe: Any, options: argparse.Namespace) -> dict[str, float]:
+    """Medians, seconds an image."""
+    refs, seconds = pictures(pipe, options.references), {name: [] for name in ("no feedback", "port", "empty", "full")}
+    full = ours(pipe, refs)
+    with full:
+        draw(pipe, options)
+    for _ in range(options.repeats):
+        seconds["no feedback"].append(timed(pipe, lambda: draw(pipe, options)))
+        for name, block in (("port", port(pipe, refs)), ("empty", ours(pipe, refs)), ("full", full)):
+            with block:
+                seconds[name].append(timed(pipe, lambda: draw(pipe, options)))
+    return {name: statistics.median(values) / options.batch for name, values in seconds.items()}
+
+
+def rounds(pipe: Any, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Medians, seconds of each round; the first has no references, each later one a like and a dislike more."""
+    refs = pictures(pipe, 2 * options.rounds)
+    seconds: dict[str, list[list[float]]] = {"port": [], "ours": []}
+    for _ in range(options.repeats):
+        session = ours(pipe, [])
+        found: dict[str, list[float]] = {"port": [], "ours": []}
+        for number in range(options.rounds):
+            with port(pipe, refs[: 2 * number]):
+                found["port"].append(timed(pipe, lambda: draw(pipe, options)))
+            if number:
+                session.like(refs[2 * number - 2])
+                session.dislike(refs[2 * number - 1])
+            with session:
+                found["ours"].append(timed(pipe, lambda: draw(pipe, options)))
+        for name, values in found.items():
+            seconds[name].append(values)
+    return {name: [statistics.median(column) for column in zip(*runs, strict=True)] for name, runs in seconds.items()}
+
+
+def choices(pipe: Any, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """What each way to need less memory keeps, and how far it draws from the full bank: RMS difference of the latents
+    over the RMS difference that the references make at all (0 = exact, 1 = as far as without references)."""
+    refs, plain = pictures(pipe, options.references), draw(pipe, options)
+    ways: dict[str, dict[str, Any]] = {
+        "full": {}, "keep=cpu": {"keep": "cpu"}, "bits=8": {"bits": 8}, "stride=2": {"stride": 2},
+        "stride=4": {"stride": 4}, "reference_scale=0.5": {"reference_scale": 0.5}, "layers=up": {"layers": ("up*",)},
+    }  # fmt: skip
+    found: dict[str, dict[str, float]] = {}
+    full = plain
+    for name, way in ways.items():
+        with ours(pipe, refs, **way) as session:
+            drawn = draw(pipe, options)
+        full = drawn if name == "full" else full
+        deviation = float((drawn - full).square().mean().sqrt() / (full - plain).square().mean().sqrt())
+        found[name] = {"bank_mib": session.bank.bytes / 2**20, "passes": session.passes, "deviation": deviation}
+    return found
+
+
+def measured(name: str) -> float:
+    """Peak memory of one way in a process of its own, MiB."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory", name]
+    return float(
+        json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    )
+
+
+def memory(options: argparse.Namespace) -> float:
+    """Of the device on CUDA, of the process elsewhere."""
+    if options.memory == "imports":
+        return peak_mib()
+    pipe = build(options)
+    refs = pictures(pipe, options.references)
+    if options.memory == "nothing":
+        draw(pipe, options)
+    else:
+        with (port if options.memory == "port" else ours)(pipe, refs):
+            draw(pipe, options)
+    if pipe.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return peak_mib()
+
+
+def peak_mib() -> float:
+    """Of this process alone: what getrusage says includes the process that started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def show(result: dict[str, Any]) -> None:
+    print(
+        f"\n{result['model']}, {result['device']}, {result['threads']} threads, batch {result['batch']}, "
+        f"{result['references']} references, {result['steps']} steps; medians of {result['repeats']}, interleaved"
+    )
+    print("\nequal images first: " + ", ".join(f"{name} {value:.2g}" for name, value in result["difference"].items()))
+    print("\nseconds an image")
+    per = result["seconds_per_image"]
+    for name, value in per.items():
+        print(f"  {name:<12}{value:>9.4f}   {per['port'] / value:>5.2f}x")
+    print("\nseconds a round       port      ours")
+    for number, (old, new) in enumerate(zip(result["rounds"]["port"], result["rounds"]["ours"], strict=True)):
+        print(f"  round {number + 1:<12}{old:>7.3f}   {new:>7.3f}   {old / new:>5.2f}x")
+    total = {name: sum(values) for name, values in result["rounds"].items()}
+    print(f"  all               {total['port']:>7.3f}   {total['ours']:>7.3f}   {total['port'] / total['ours']:>5.2f}x")
+    print("\nways to keep less           MiB   passes   deviation")
+    for name, row in result["choices"].items():
+        print(f"  {name:<22}{row['bank_mib']:>7.2f}   {row['passes']:>6}   {row['deviation']:>9.2g}")
+    print("\npeak memory, MiB: " + ", ".join(f"{name} {value:.0f}" for name, value in result["memory_mib"].items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Keys and values of references that are kept for their next use, within a memory budget.
+
+They depend on (image, size, timestep, noise, text, adapter, layers) and on nothing of the drawn image, so a batch,
+other prompts, seeds and later rounds use them again. Beyond the budget nothing is kept and nothing is thrown away but
+what no present reference uses: a step's references come round in a cycle, of which "the least recently used" would
+always be the next one needed. May import: torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Layers = dict[str, tuple[Tensor, Tensor]]
+"""Layer name -> keys and values (1, M, H, D)."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A tensor in 8 bits: 254 steps for each token and head, the largest value exact to half a step."""
+
+    whole: Tensor  # int8
+    scale: Tensor  # (..., 1)
+
+    @classmethod
+    def of(cls, value: Tensor) -> Packed:
+        scale = value.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(value.dtype).tiny) / 127
+        return cls((value / scale).round().to(torch.int8), scale)
+
+    def open(self) -> Tensor:
+        return self.whole.to(self.scale.dtype) * self.scale
+
+
+class Bank:
+    """Entries under keys; ``keep`` and ``bits`` are those of the settings."""
+
+    def __init__(self, keep: Literal["device", "cpu", "nothing"], bits: int, budget_bytes: float | None) -> None:
+        self.keep, self.bits, self.budget = keep, bits, budget_bytes
+        self.bytes = 0
+        self._entries: dict[Hashable, dict[str, tuple[Tensor | Packed, Tensor | Packed]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: Hashable, device: torch.device) -> Layers | None:
+        """The entry as it was put (8 bits: rounded), on ``device``; None when it was not kept."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        return {name: (_out(k, device), _out(v, device)) for name, (k, v) in entry.items()}
+
+    def put(self, key: Hashable, layers: Layers, stale: Callable[[Hashable], bool]) -> bool:
+        """Keep an entry if it fits, dropping those that are ``stale`` if it must; say whether it is kept."""
+        if self.keep == "nothing" or key in self._entries:
+            return key in self._entries
+        entry = {name: (self._in(k), self._in(v)) for name, (k, v) in layers.items()}
+        size = sum(_size(tensor) for pair in entry.values() for tensor in pair)
+        if not self._fits(size):
+            for old in [old for old in self._entries if stale(old)]:
+                self.drop(old)
+        if not self._fits(size):
+            return False
+        self._entries[key] = entry
+        self.bytes += size
+        return True
+
+    def drop(self, key: Hashable) -> None:
+        entry = self._entries.pop(key, {})
+        self.bytes -= sum(_size(tensor) for pair in entry.values() for tensor in pair)
+
+    def clear(self) -> None:
+        self._entries.clear()
+        self.bytes = 0
+
+    def _fits(self, size: int) -> bool:
+        return self.budget is None or self.bytes + size <= self.budget
+
+    def _in(self, value: Tensor) -> Tensor | Packed:
+        value = value.detach()
+        if self.bits == 8:
+            packed = Packed.of(value)
+            return Packed(self._move(packed.whole), self._move(packed.scale))
+        return self._move(value)
+
+    def _move(self, value: Tensor) -> Tensor:
+        if self.keep == "device":
+            return value.contiguous().clone()  # a slice of a batch would keep the whole batch alive
+        away = value.to("cpu", copy=True).contiguous()
+        return away.pin_memory() if value.is_cuda else away
+
+
+def _out(value: Tensor | Packed, device: torch.device) -> Tensor:
+    if isinstance(value, Packed):
+        return Packed(value.whole.to(device, non_blocking=True), value.scale.to(device, non_blocking=True)).open()
+    return value.to(device, non_blocking=True)
+
+
+def _size(value: Tensor | Packed) -> int:
+    parts = (value.whole, value.scale) if isinstance(value, Packed) else (value,)
+    return sum(part.numel() * part.element_size() for part in parts)
