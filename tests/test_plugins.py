@@ -19,7 +19,7 @@ def test_a_dotted_name_is_other_peoples_module() -> None:
 
 @pytest.mark.parametrize("name", ["recrods", "no.such.module", "recrods.x"])
 def test_an_unknown_name_is_one_line(name: str) -> None:
-    with pytest.raises(InputError, match=f"no '{name}' in types.*known: batches, files, protocols, records"):
+    with pytest.raises(InputError, match=f"no '{name}' in types.*known: .*batches, files, .*protocols, records"):
         plugins.load("types", name)
 
 
@@ -38,6 +38,9 @@ def test_the_nearest_name_is_suggested() -> None:
         ("kitchen:sd", None),
         ("C:\\models", None),
         ("a red square: big", None),
+        ("store:x", None),  # a room, no world
+        ("prompts:x", None),
+        ("__main__:x", None),
     ],
 )
 def test_references_to_worlds(reference: str, expected: tuple[str, str] | None) -> None:

@@ -61,10 +61,10 @@ def split_reference(reference: str) -> tuple[str, str] | None:
 
     A world is a sub-package with the functions ``model_folder(part)`` and ``prompts(part)``.
     """
-    world, colon, part = reference.partition(":")
-    if not colon or not world.isidentifier() or find_spec(f"{PACKAGE}.{world}") is None:
+    name, colon, part = reference.partition(":")
+    if not colon or not name.isidentifier() or name.startswith("_") or find_spec(f"{PACKAGE}.{name}") is None:
         return None
-    return world, part
+    return (name, part) if hasattr(world(name), "model_folder") else None  # rooms are sub-packages, too
 
 
 def world(name: str) -> ModuleType:

@@ -23,20 +23,23 @@ KEPT = ("negative", "category", "split")
 """columns of a JSON line, besides `prompt` or `text`, that a Prompt keeps; others are left alone"""
 
 
-def load(source: str, limit: int | None = None) -> list[Prompt]:
-    """The prompts of ``source`` in order, each id once; the first ``limit`` of them.
+def load(source: str, limit: int | None = None, *, repeated: bool = False) -> list[Prompt]:
+    """The prompts of ``source`` in order, each id once unless ``repeated``; the first ``limit`` of them.
 
     A .txt file has one prompt a line; a .jsonl file has objects with `prompt` or `text` and perhaps negative,
     category, split. Raises InputError for a missing or damaged file and when nothing is left.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit {limit}: expected 1 or more prompts")
-    unique: dict[str, Prompt] = {}
-    for prompt in _read(source):
-        unique.setdefault(prompt.id, prompt)
-    if not unique:
+    found = list(_read(source))
+    if not found:
         raise InputError(f"no prompts in {source!r}; expected at least one line of text")
-    return list(unique.values())[:limit]
+    if not repeated:
+        unique: dict[str, Prompt] = {}
+        for prompt in found:
+            unique.setdefault(prompt.id, prompt)
+        found = list(unique.values())
+    return found[:limit]
 
 
 def _read(source: str) -> Iterator[Prompt]:

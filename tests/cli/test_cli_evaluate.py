@@ -103,11 +103,17 @@ def test_a_folder_of_other_things_is_left_alone(evaluated, tmp_path, capsys):
     ("--adapter", "nowhere/adapter", "nowhere/adapter"),
     ("--prompts", "missing.txt", "missing.txt"),
     ("--per-prompt", "0", "per-prompt"),
+    ("--seed", str(2**64), "--seed = 18446744073709551616; expected less than"),
+    ("--prompts", "the meaning of life", "meaning"),
+    ("--model", "store:x", "neither a folder nor a file"),
 ])  # fmt: skip
 def test_wrong_input_is_one_line(evaluated, tmp_path, capsys, flag, value, says):
     args, out = evaluated
     changed = [str(tmp_path / "new") if a == str(out) else a for a in args[1:]]
-    changed[changed.index(flag) + 1] = value
+    if flag in changed:
+        changed[changed.index(flag) + 1] = value
+    else:
+        changed += [flag, value]
     assert says in _error(capsys, *changed)
     assert not (tmp_path / "new").exists()
 

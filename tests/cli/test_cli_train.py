@@ -94,6 +94,11 @@ def test_resume(preset, tmp_path, capsys):
         (["PRESET", "--out", "OUT", "--data.holdout", "0.01"], "one side empty"),
         (["PRESET", "--out", "OUT", "--optim.eight-bit"], "bitsandbytes"),
         (["PRESET", "--out", "PRESET"], "is a file"),
+        (["PRESET", "--out", "OUT", "--model.id", "store:x"], "model 'store:x'"),
+        (["PRESET", "--out", "OUT", "--engine.device", "banana"], "no device 'banana'"),
+        (["PRESET", "--out", "OUT", "--engine.mixed-precision", "fp16"], "fp16 needs a GPU"),
+        (["PRESET", "--out", "OUT", "--optim.betas", "0.9", "1.5"], "--optim.betas: expected two numbers"),
+        (["PRESET", "--out", "OUT", "--engine.seed", str(2**64)], "expected less than"),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(preset, tmp_path, capsys, args, words):

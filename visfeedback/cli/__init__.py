@@ -1,7 +1,8 @@
 """The command line: one file per verb, found by its name.
 
 To add one: ``visfeedback/cli/VERB.py`` with ``run(args: list[str], console: Console) -> dict | None``; the dict is what
-``--json`` prints, the first line of the docstring is what ``visfeedback --help`` shows.
+``--json`` prints, the first line of the docstring is what ``visfeedback --help`` shows. ``VERB_ACTION.py`` is an action
+of a verb, which hands its arguments on.
 May import everything, but only inside the command, so that ``visfeedback --help`` is instant.
 
 Exit codes: 0 done; 2 the user's input is wrong; 3 finished but some items failed; 1 our fault; 130 interrupted.
@@ -162,7 +163,7 @@ def verbs() -> dict[str, str]:
     """Verb -> one line about it, read from the source without importing anything."""
     found: dict[str, str] = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem == "console" or path.stem.startswith("_"):
+        if path.stem == "console" or "_" in path.stem:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body):

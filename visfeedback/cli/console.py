@@ -18,8 +18,18 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from rich import console as rich_console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from visfeedback.cli import one_line
 from visfeedback.plugins import InputError, nearest
@@ -106,11 +116,19 @@ class Console:
     def _start(self) -> Progress:
         self._bars = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            PerSecond(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             console=self.rich, disable=self.quiet,
         )  # fmt: skip
         self._bars.start()
         return self._bars
+
+
+class PerSecond(ProgressColumn):
+    """How many items a second, over the last half minute; empty until that is known."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.3g}/s" if speed else "")
 
 
 def _escape(text: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visfeedback.cli.console import Console, PartialFailure, parse
-from visfeedback.plugins import InputError, world
+from visfeedback.plugins import VERSION, InputError, world
 from visfeedback.types.records import Frozen
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def examine() -> dict[str, Any]:
     """Everything found, as plain values; ``problems`` lists what is required and broken, with its fix."""
     packages, extras = _requirements()
     report: dict[str, Any] = {
-        "visfeedback": _version("visfeedback"),
+        "visfeedback": VERSION,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {r.name: _version(r.name) for r in packages},
@@ -95,6 +95,11 @@ def _fits(need: Requirement) -> bool:
 def _extra(name: str, needs: list[Requirement]) -> dict[str, Any]:
     missing = sorted(need.name for need in needs if not _fits(need))
     return {"installed": not missing, "missing": missing, "install": f'python -m pip install -e ".[{name}]"'}
+
+
+def examine_extras() -> dict[str, dict[str, Any]]:
+    """Extra -> whether it is installed, what is missing, how to install it; empty when we are not installed."""
+    return {name: _extra(name, needs) for name, needs in _requirements()[1].items()}
 
 
 def _devices() -> dict[str, Any]:
@@ -207,7 +212,7 @@ def _show(report: dict[str, Any], console: Console) -> None:
     devices = report["devices"]
     gpus = ", ".join(f"{gpu['name']} ({gpu['gib']} GiB)" for gpu in devices["gpus"]) or "none"
     rows: list[tuple[str, Any]] = [
-        ("visfeedback", report["visfeedback"] or "not installed"),
+        ("visfeedback", report["visfeedback"]),
         ("python", report["python"]),
         ("platform", report["platform"]),
         ("device", f"{devices['default']}; GPUs: {gpus}"),

@@ -33,7 +33,7 @@ class EvaluateSettings(Frozen):
     """folder for the results; the same command goes on where it was interrupted"""
     per_prompt: int = Field(default=2, ge=1)
     """images of each prompt on each side"""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**53)
     """all images and intervals follow from it"""
     steps: int | None = Field(default=None, ge=1)
     """denoising steps; the model's own when left out"""

@@ -127,6 +127,28 @@ class Cards:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """A small picture with a number over a line or two of words."""
+
+    uri: str
+    alt: str
+    value: str
+    words: str = ""
+    note: str = ""
+    """said when a mouse rests on it, and to programs"""
+    pixelated: bool = False
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Many small pictures in the order given, as many side by side as fit."""
+
+    tiles: tuple[Tile, ...]
+    heading: str = ""
+    kind: ClassVar[str] = "gallery"
+
+
+@dataclass(frozen=True)
 class Figure:
     """A plot as inline SVG (from ``plots.py``, trusted)."""
 

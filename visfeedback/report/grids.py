@@ -1,4 +1,4 @@
-"""Pictures for pages and files: data URIs, contact sheets, before/after cards.
+"""Pictures for pages: data URIs, before/after cards.
 
 May import: types.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
-from collections.abc import Sequence
 
 from PIL import Image
 
@@ -55,26 +53,3 @@ def _tone(mark: str) -> Tone:
     if not mark:
         return "plain"
     return "good" if mark.startswith("right") else "bad"
-
-
-def contact_sheet(
-    images: Sequence[Image.Image], columns: int = 0, gap: int = 2, scale: int = 1, background: str = "white"
-) -> Image.Image:
-    """Images of one size in rows of ``columns`` (0 = about square), ``gap`` px apart, enlarged ``scale`` times.
-
-    Raises ValueError when there is no image or the sizes differ.
-    """
-    if not images:
-        raise ValueError("a contact sheet needs at least one image")
-    if len({image.size for image in images}) > 1:
-        raise ValueError("a contact sheet needs images of one size")
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    columns, rows = min(columns, len(images)), math.ceil(len(images) / columns)
-    width, height = (side * scale for side in images[0].size)
-    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
-    sheet = Image.new("RGB", size, background)
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        enlarged = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
-        sheet.paste(enlarged, (column * (width + gap), row * (height + gap)))
-    return sheet

@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
 
 from visfeedback.report.blocks import Figure
 
@@ -92,7 +93,8 @@ def rates(name: str, title: str, groups: Mapping[str, Mapping[str, Rate]], *, ca
             for side, colour, offset, marker in (("base", BASE, -0.15, "o"), ("tuned", TUNED, 0.15, "D")):
                 if side in sides:
                     _rate(axes, sides[side], row + offset, colour, marker)
-        axes.set_yticks(range(len(groups)), [label.replace("_", " ") for label in groups], color=INK)
+        names = [label.replace("_", " ") for label in groups]
+        axes.set_yticks(range(len(groups)), names, color=INK, parse_math=False)  # a $ is a $
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100%"])
@@ -113,6 +115,27 @@ def _in_words(title: str, groups: Mapping[str, Mapping[str, Rate]]) -> str:
         for category, sides in groups.items()
     ]
     return f"{title}: " + "; ".join(parts)
+
+
+def histogram(
+    name: str, title: str, values: Sequence[float], *, mean: float, low: float, high: float, caption: str = ""
+) -> Figure:
+    """How often which value was seen; a line at the ``mean``, a band over its interval (infinite ends are not drawn).
+
+    Values are finite and at least one.
+    """
+    with matplotlib.rc_context(STYLE):
+        canvas, axes = _canvas(WIDTH, 170)
+        bins = int(np.clip(np.sqrt(len(values)) * 1.5, 6, 40))
+        axes.grid(axis="y", linewidth=0.8)
+        axes.hist(np.asarray(values, float), bins=bins, color=BASE, alpha=0.75, rwidth=0.92)
+        if np.isfinite([low, high]).all():
+            axes.axvspan(low, high, color=TUNED, alpha=0.22, linewidth=0)
+        axes.axvline(mean, color=TUNED, linewidth=2)
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_ylabel("images")
+        words = f"{title}: {len(values)} values from {min(values):.3g} to {max(values):.3g}, mean {mean:.3g}"
+        return Figure(title, _svg(canvas, name, words), caption)
 
 
 def _canvas(width_px: float, height_px: float) -> tuple[Canvas, Axes]:

@@ -13,13 +13,14 @@ from visfeedback.report.blocks import Table
 def settings_table(settings: BaseModel | Mapping[str, Any], caption: str = "") -> Table:
     """Every knob and its value, sections as dotted names: `optim.steps | 300`."""
     values = settings.model_dump(mode="json") if isinstance(settings, BaseModel) else settings
-    return Table((), tuple((key, _text(value)) for key, value in _flat(values)), caption, words=True)
+    return Table((), tuple((key, _text(value)) for key, value in flat(values)), caption, words=True)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested tables."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

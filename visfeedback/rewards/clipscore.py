@@ -57,6 +57,7 @@ ABOUT = About(
     hub=LARGE,
     variants=tuple(SCALES),
 )
+RANGE = "-100 to 100; cosine -1 to 1; hessel 0 to 2.5"
 
 
 def load(variant: str = "", path: str = "", device: str = "cpu", dtype: str = "fp32") -> CosineReward:

@@ -31,6 +31,7 @@ ABOUT = About(
     paper="arXiv 2305.13301",
     variants=tuple(SIGNS),
 )
+RANGE = "any to 0; incompressible 0 to any"
 
 
 class Compressibility:

@@ -48,6 +48,7 @@ ABOUT = About(
     hub=HUB,
     variants=tuple(FILES),
 )
+RANGE = (-1.0, 1.0)
 
 
 @dataclass(frozen=True)

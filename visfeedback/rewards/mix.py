@@ -38,6 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 ABOUT = About(measures="a weighted sum of other rewards, less where they disagree if wanted", licence="Apache-2.0")
+RANGE = "as its parts"
 
 
 class _Text(NamedTuple):

@@ -28,6 +28,8 @@ ABOUT = About(
     paper="https://arxiv.org/abs/2305.01569",
     hub=HUB,
 )
+RANGE = "-100 to 100"
+"""With the published logit scale."""
 
 
 def load(variant: str = "", path: str = "", device: str = "cpu", dtype: str = "fp32") -> CosineReward:

@@ -1,0 +1,214 @@
+"""Score images with reward models: a table with a row for each image, prompt and reward; resumable, in one pass."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from visfeedback.cli.console import Console, PartialFailure, parse
+from visfeedback.types.records import Frozen
+
+if TYPE_CHECKING:
+    from visfeedback.scoring.page import Results
+    from visfeedback.scoring.run import Done
+    from visfeedback.scoring.summary import Summary
+    from visfeedback.types.protocols import Reward
+
+SHOWN = 3
+"""Best and worst images shown for each reward."""
+LINES = 50
+"""Failed items with a line of their own on the screen; all are in the file."""
+
+
+class Score(Frozen):
+    """Which images, which prompts, which rewards, and where the scores go."""
+
+    images: str
+    """a folder, samples.jsonl, a parquet file with image bytes, or the word store"""
+    reward: tuple[str, ...]
+    """NAME[:VARIANT][@PATH_OR_HUB], several after one flag; `visfeedback rewards list` shows what there is"""
+    out: Path
+    """.parquet, .csv or .jsonl; scores that are in it already are kept and not computed again"""
+    prompts: str = ""
+    """a text, a .txt or .jsonl file, or shapes:heldout:64; the images' own prompts when left out"""
+    pairing: Literal["paired", "one", "matrix"] | None = None
+    """paired: each image with its own prompt; one: all with the same; matrix: all against all"""
+    report: Path | None = None
+    """HTML page with histograms and galleries"""
+    store: str = ""
+    """for --images store: sqlite:///prefs.db or a PostgreSQL URL"""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """precision of the networks"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    batch_size: int = Field(default=32, ge=1)
+    """images a network sees at once; halved by itself when memory runs out"""
+    shard: int = Field(default=0, ge=0)
+    """images that one process takes at a time; 0 = 256, fewer when several processes share few images"""
+    workers: int = Field(default=0, ge=0)
+    """threads that read, decode and preprocess; 0 = one for each core, at most 16"""
+    max_megapixels: float = Field(default=64.0, gt=0, le=178)
+    """larger images are refused before they are decoded"""
+    cache: str = "auto"
+    """folder for image embeddings; auto = visfeedback/features in the user's cache folder; off = none"""
+    cache_gib: float = Field(default=4.0, gt=0)
+    """size of that folder; the embeddings unused for longest go first"""
+    cache_feature_kib: float = Field(default=64.0, ge=0)
+    """embeddings larger than this for one image are not kept on disk"""
+    image_column: str = "image"
+    """of a parquet: bytes, or a struct with `bytes` and `path`"""
+    prompt_column: str = "prompt"
+    """of a parquet; it may be absent"""
+
+
+def run(args: list[str], console: Console) -> dict[str, Any]:
+    flags = parse(Score, args, "visfeedback score", __doc__ or "")
+    began = time.perf_counter()
+    loaded, done, summary = score(flags, console)
+    seconds = time.perf_counter() - began
+    results = _results(flags, loaded, done, summary, f"visfeedback score {shlex.join(args)}")
+    if flags.report is not None and os.environ.get("RANK", "0") == "0":
+        _write_page(flags, results)
+    answer = _answer(flags, results, done, seconds)
+    _show(flags, results, done, seconds, console)
+    if done.failed:
+        lines = [_line(one) for one in done.failed]
+        raise PartialFailure(f"{len(lines)} failed, the rest is scored: {flags.out}.failed.jsonl; first: {lines[0]}",
+                             answer, lines)  # fmt: skip
+    return answer
+
+
+def score(flags: Score, console: Console) -> tuple[list[Reward], Done, Summary]:
+    """Everything but the report: the rewards, what happened, and what the table holds now."""
+    from visfeedback import prompts, rewards
+    from visfeedback.scoring import tables
+    from visfeedback.scoring.engine import pick_device
+    from visfeedback.scoring.run import Run
+    from visfeedback.scoring.settings import ScoreSettings
+    from visfeedback.scoring.sources import open_source
+
+    tables.check(flags.out)
+    settings = ScoreSettings(**flags.model_dump(include=set(ScoreSettings.model_fields)))
+    source = open_source(flags.images, settings, flags.store)
+    repeated = flags.pairing == "paired"
+    asked = [prompt.text for prompt in prompts.load(flags.prompts, repeated=repeated)] if flags.prompts else []
+    device = pick_device(flags.device)
+    loaded = [rewards.load(reference, device, flags.dtype) for reference in flags.reward]
+    launched = {"rank": int(os.environ.get("RANK", 0)), "processes": int(os.environ.get("WORLD_SIZE", 1))}
+    running = Run(source, loaded, flags.out, asked, flags.pairing, settings, device, console.progress, **launched)
+    done = running.go()
+    return loaded, done, _summary(flags.out, loaded)
+
+
+def _summary(out: Path, loaded: Sequence[Reward]) -> Summary:
+    from visfeedback.scoring import tables
+    from visfeedback.scoring.summary import Summary
+
+    summary, names = Summary(), _labels(loaded)
+    for table in tables.read(out):
+        summary.add(table, names)
+    return summary
+
+
+def _labels(loaded: Sequence[Reward]) -> dict[tuple[str, ...], str]:
+    from visfeedback.scoring.summary import labels
+
+    return labels((one.name, one.origin.model, one.origin.checkpoint_sha256) for one in loaded)
+
+
+def _results(flags: Score, loaded: Sequence[Reward], done: Done, summary: Summary, command: str) -> Results:
+    from visfeedback.scoring.page import Results
+    from visfeedback.scoring.work import identities
+
+    names = list(_labels(loaded).values())
+    return Results(
+        summary, identities(loaded), names, dict(zip(names, map(_measures, flags.reward), strict=True)), command,
+        str(flags.out), done.failed, done.notes, {name: one.range for name, one in zip(names, loaded, strict=True)},
+    )  # fmt: skip
+
+
+def _measures(reference: str) -> str:
+    """The reward's half sentence from the catalogue."""
+    from visfeedback import plugins
+
+    about = getattr(plugins.load("rewards", reference.partition("@")[0].partition(":")[0]), "ABOUT", None)
+    return about.measures if about is not None else ""
+
+
+def _write_page(flags: Score, results: Results) -> None:
+    from visfeedback.report.page import write_page
+    from visfeedback.scoring import page
+    from visfeedback.scoring.settings import ScoreSettings
+    from visfeedback.scoring.sources import open_source
+
+    settings = ScoreSettings(**flags.model_dump(include=set(ScoreSettings.model_fields)))
+    source = open_source(flags.images, settings, flags.store)
+    assert flags.report is not None
+    write_page(flags.report, page.build(results, source, flags.max_megapixels))
+
+
+# what people and programs get
+
+
+def _line(one: dict[str, Any]) -> str:
+    """A failed item in one line."""
+    where = f"{one['image']} ({one['reward']})" if one["reward"] else str(one["image"])
+    return f"{where}: {one['error']}"
+
+
+def _answer(flags: Score, results: Results, done: Done, seconds: float) -> dict[str, Any]:
+    summary = results.summary
+    rewards = {
+        label: {**summary.of(label, results.bounds[label]), "best": _ends(summary, label, range(SHOWN)),
+                "worst": _ends(summary, label, range(-1, -SHOWN - 1, -1))}
+        for label in results.seen
+    }  # fmt: skip
+    return {
+        "command": "score", "out": str(flags.out), "rows": summary.rows, "images": len(summary.images),
+        "distinct_images": done.images, "prompts": len(summary.prompts), "scored": done.scored, "seconds": seconds,
+        "images_per_second": done.images / done.seconds, "rewards": rewards, "notes": done.notes,
+        "failed_file": f"{flags.out}.failed.jsonl" if done.failed else None,
+        "report": str(flags.report) if flags.report else None,
+    }  # fmt: skip
+
+
+def _ends(summary: Summary, label: str, places: range) -> list[dict[str, Any]]:
+    return [{"image": one.image, "prompt": one.prompt, "score": one.score} for one in summary.ranked(label, places)]
+
+
+def _show(flags: Score, results: Results, done: Done, seconds: float, console: Console) -> None:
+    for note in done.notes:
+        console.info(f"note: {note}")
+    for one in done.failed[:LINES]:
+        console.warn(_line(one))
+    if len(done.failed) > LINES:
+        console.warn(f"{len(done.failed) - LINES} more in {flags.out}.failed.jsonl")
+    _tables(results, console)
+    console.info(
+        f"{results.summary.rows} scores in {flags.out}, {done.scored} computed by this process; "
+        f"{done.images / done.seconds:.3g} images/s, {seconds:.1f} s in all"
+        + (f"; report: {flags.report}" if flags.report else "")
+    )
+
+
+def _tables(results: Results, console: Console) -> None:
+    summary = results.summary
+    rows, ends = [], []
+    for label in results.seen:
+        one = summary.of(label, results.bounds[label])
+        low, high = one["ci95"]  # type: ignore[misc]
+        rows.append((label, one["n"], f"{one['mean']:.4g}", f"{low:.4g} to {high:.4g}", f"{one['min']:.4g}",
+                     f"{one['max']:.4g}"))  # fmt: skip
+        best, worst = summary.ranked(label, range(SHOWN)), summary.ranked(label, range(-SHOWN, 0))
+        named = [("best", one) for one in best] + [("worst", one) for one in worst if one not in best]
+        ends += [(label, which, f"{one.score:.4g}", one.image, one.prompt or "") for which, one in named]
+    if rows:
+        head = ("reward", "scores", "mean", "95% interval", "least", "most")
+        console.table("scores", head, rows)
+        console.table("best and worst", ("reward", "", "score", "image", "prompt"), ends)
