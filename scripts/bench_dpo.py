@@ -9,7 +9,8 @@ images are decoded and its captions tokenized beforehand. Ours is the training l
 table by itself, with all, and with all while the pairs of a prompt share their noise (then an image in several pairs is
 evaluated once; the usual script takes the same pairs one by one). All share one network, optimizer settings, data,
 batch and precision; they take turns, and medians are shown. Filling the tables is timed, and counted in where epochs
-are.
+are. A run whose (pair, noise) never repeat has no table of the reference, which then runs in the step: so do its rows
+here, and with --draws 0 no step reads the reference from a table.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from visfeedback.training.settings import TrainSettings, settings_for
 from visfeedback.training.setup import Setup, make_batches, prepare
 from visfeedback.training.step import Stepper
 from visfeedback.training.tables import Worker
-from visfeedback.training.wrap_up import host_peak_mib
+from visfeedback.types.memory import host_peak_mib
 from visfeedback.types.protocols import silent
 
 TABLES = ("moments", "text", "reference")
@@ -50,6 +51,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "reference": ("reference",),
     "moments + text": ("moments", "text"),
+    "moments + text + group": ("moments", "text", "group"),
     "all tables": TABLES,
     "all tables + group": (*TABLES, "group"),
 }
@@ -200,8 +202,8 @@ class Bench:
         """Loss of both sides on the same pairs, noise, times and latent noise. Ends the program when they disagree."""
         found = {name: self._agree(name) for name in ("no table", "all tables", "all tables + group")}
         exact = self.options.dtype == "fp32"
-        # Rows of a table and groups were computed in batches of another shape, so their last bits differ, and beta/2
-        # multiplies that: there the errors themselves must agree.
+        # Latents and texts of a table were computed in batches of another shape, and groups are smaller ones, so their
+        # last bits differ, and beta/2 multiplies that: there the errors themselves must agree.
         same = found["no table"]["difference"] <= (1e-6 if exact else 1e-2)
         if not same or any(row["of errors"] > (1e-6 if exact else 1e-2) for row in found.values()):
             raise SystemExit(f"the two sides disagree, so nothing is timed: {found}")
@@ -249,7 +251,7 @@ class Bench:
         return counted | {"usual step": usual, "policy alone": policy, "policy alone, grouped": policy * shared}
 
     def fill(self) -> dict[str, float]:
-        """Seconds to fill each table for all pairs; the reference's for every draw that 20 epochs use."""
+        """Seconds to fill each table for all pairs; the reference's for every draw, if 20 epochs repeat any."""
         parts = {"moments": "moments", "text": "text", "reference": "all tables",  # the others are there by then
                  "reference, grouped": "all tables + group"}  # fmt: skip
         return {
@@ -328,17 +330,20 @@ def child_memory(options: argparse.Namespace, model: str, name: str) -> dict[str
 
 
 def totals(result: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of whole trainings, tables filled from nothing, and how near the steps come to the counted limit."""
-    steps, fill, filled = pairs_of(options) / options.batch, result["fill_seconds"], options.draws or EPOCHS[-1]
+    """Seconds of whole trainings, tables filled from nothing, and how near the steps come to the counted limit. With
+    no more epochs than draws nothing repeats, and the reference runs in the step."""
+    steps, fill = pairs_of(options) / options.batch, result["fill_seconds"]
     seconds = {name: value["median"] for name, value in result["step_seconds"].items()}
-    kinds = {"all tables": ("reference", "policy alone"),
-             "all tables + group": ("reference, grouped", "policy alone, grouped")}  # fmt: skip
+    kinds = {"all tables": ("moments + text", "reference", "policy alone"),
+             "all tables + group": ("moments + text + group", "reference, grouped",
+                                    "policy alone, grouped")}  # fmt: skip
     found: dict[str, Any] = {}
-    for name, (reference, limit) in kinds.items():
+    for name, (live, reference, limit) in kinds.items():
         epochs = {}
         for n in EPOCHS:
-            once = fill["moments"] + fill["text"] + fill[reference] * min(filled, n) / filled
-            plain, ours = n * steps * seconds[PLAIN], once + n * steps * seconds[name]
+            repeats = 0 < options.draws < n
+            once = fill["moments"] + fill["text"] + (fill[reference] if repeats else 0.0)
+            plain, ours = n * steps * seconds[PLAIN], once + n * steps * seconds[name if repeats else live]
             epochs[n] = {PLAIN: plain, "ours": ours, "speed-up": plain / ours}
         counted, measured = result["tflop"]["usual step"] / result["tflop"][limit], seconds[PLAIN] / seconds[name]
         found[name] = {"epochs": epochs, "step speed-up": measured, "counted limit": counted,

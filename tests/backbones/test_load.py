@@ -145,6 +145,7 @@ def broken(tiny_sd: Path, where: Path) -> dict[str, str]:
         str(where / "nowhere"): "neither a folder nor a file",
         "me/nowhere": "hf download me/nowhere",
         "no such thing": "neither a folder nor a file",
+        "store:x": "neither a folder nor a file",
     }
 
 
@@ -164,6 +165,19 @@ def test_devices_and_precisions(tiny_sd: Path) -> None:
             pick_device(device)
     with pytest.raises(InputError, match="did you mean 'fp16'"):
         load_pipeline(str(tiny_sd), dtype="f16", device="cpu")  # pyright: ignore[reportArgumentType]
+
+
+def test_every_process_of_a_launcher_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs: processes 0, 1, 2 get 0, 1, 0. Without a launcher `cuda` stays what torch takes it for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert pick_device("auto") == torch.device("cuda")
+    for rank, index in (("0", 0), ("1", 1), ("2", 0)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", index)
+        assert pick_device("cuda:1") == torch.device("cuda", 1)
+        assert pick_device("cpu") == torch.device("cpu")
 
 
 def test_families_are_the_files_of_the_room() -> None:

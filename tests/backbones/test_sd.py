@@ -191,6 +191,45 @@ def test_the_reference_can_be_where_a_second_training_started(sd: SD, tiny_sd: P
         load(str(tiny_sd), device="cpu").freeze_reference()
 
 
+def test_a_loaded_adapter_brings_no_dropout(sd: SD, tiny_sd: Path, tmp_path: Path) -> None:
+    """Trained with dropout .5: loaded, it acts whole, in the UNet and in the text encoder."""
+    from peft import LoraConfig
+
+    sd.add_lora(rank=2, dropout=0.5)
+    perturb(sd)
+    text = LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.5, init_lora_weights=False)
+    sd.pipe.text_encoder.add_adapter(text, adapter_name="default")
+    sd.save_adapter(tmp_path)
+    loaded, x = load(str(tiny_sd), adapter=str(tmp_path), device="cpu"), noise(2, 4, 8, 8)
+    condition = loaded.encode_text(["a", "b"])
+    assert torch.equal(loaded.encode_text(["a", "b"]).tokens, condition.tokens)
+    assert torch.equal(loaded.predict(x, T, condition), loaded.predict(x, T, condition))
+
+
+def test_frozen_copies_have_no_dropout_and_the_policy_has_its_own(sd: SD) -> None:
+    """With dropout the policy is another network in every call; what it was, and where it started, is one network."""
+    with pytest.raises(ValueError, match="no LoRA yet"):
+        sd.set_dropout(0.5)
+    sd.add_lora(rank=2, dropout=0.5)
+    perturb(sd)
+    sd.freeze_reference()
+    sd.copy_weights("policy", "old")
+    x, condition = noise(2, 4, 8, 8), sd.encode_text(["a", "b"])
+
+    def same() -> bool:
+        return torch.equal(sd.predict(x, T, condition), sd.predict(x, T, condition))
+
+    for which in ("reference", "old"):
+        with sd.weights(which):
+            assert same()
+    assert not same()
+    sd.set_dropout(0.0)
+    assert same()
+    sd.set_dropout(0.5)
+    assert not same()
+    assert sd.pipe.unet.peft_config["default"].lora_dropout == 0.5
+
+
 def test_a_saved_adapter_gives_the_same_image_in_stock_diffusers(sd: SD, tiny_sd: Path, tmp_path: Path) -> None:
     """alpha 6 at rank 4 (scale 1.5) must survive; without the metadata stock diffusers would assume 1."""
     base = picture(sd.pipe)

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from visfeedback.backbones.load import load
-from visfeedback.evaluation.compare import CompareSettings, Panel, compare, diversity, peak_mib
+from visfeedback.evaluation.compare import CompareSettings, Panel, compare, diversity, measure_drift
 from visfeedback.evaluation.outcomes import read_outcomes
 from visfeedback.plugins import InputError
 from visfeedback.sampling.generate import GenerateSettings
 from visfeedback.sampling.samples import read_samples
+from visfeedback.types.memory import peak_mib
 from visfeedback.types.protocols import Verdict
 from visfeedback.types.records import PAIR_VALUES, Feedback, Prompt, Sample, image_id
 
@@ -156,6 +157,47 @@ def test_without_an_adapter_nothing_changes(tiny_sd, tmp_path):
 
 def test_drift_is_above_zero_when_something_was_learnt(compared):
     assert compared[0]["drift"] > 0
+
+
+def test_drift_is_measured_without_dropout(tiny_sd, compared):
+    """An adapter in training, with dropout .5: measured twice it is the same, and as if it had none."""
+    _, out = compared
+    samples, found = read_samples(out / "base"), []
+    for dropout in (0.5, 0.5, 0.0):
+        training = load(str(tiny_sd), device="cpu")
+        training.add_lora(rank=2, dropout=dropout)
+        with torch.no_grad():
+            for parameter in training.parameters():
+                parameter.fill_(0.05)
+        found.append(measure_drift(training, samples, out / "base", seed=0))
+    assert found[0] == found[1] == found[2] > 0
+
+
+class Reader(Left):
+    """A judge that reads numbers only."""
+
+    def check_prompt(self, prompt, picture) -> None:
+        if not prompt.text.isdigit():
+            raise InputError(f"{prompt.text!r} is no number")
+
+
+class Picky(Constant):
+    def encode_texts(self, prompts):
+        if any("green" in prompt for prompt in prompts):
+            raise InputError("no green")
+        return super().encode_texts(prompts)
+
+
+class Blind(Bright):
+    def verify(self, prompt, image):
+        raise InputError(f"cannot read {prompt!r}")
+
+
+@pytest.mark.parametrize("panel", [Panel(judge=Reader()), Panel(verifier=Blind()), Panel(rewards=[Picky()])])
+def test_a_prompt_that_somebody_cannot_read_is_an_error_before_hours_of_drawing(backbone, tmp_path, panel):
+    with pytest.raises(InputError, match=r"is no number|cannot read|no green"):
+        compare(backbone, PROMPTS, SETTINGS, panel, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_diversity(tmp_path):

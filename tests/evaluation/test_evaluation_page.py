@@ -31,6 +31,23 @@ def test_headline_claims_no_more_than_the_interval(summary, expected):
     assert words.headline(summary) == expected
 
 
+def test_one_prompt_claims_nothing(tmp_path):
+    """Mended both times: no interval, no colour, no "more"."""
+    summary = _summary(1.0, 0, 0) | {"delta_ci95": None}
+    assert words.headline(summary) == "One prompt cannot tell: +100.0 points"
+    sides = {"base": {"accuracy": 0.0}, "tuned": {"accuracy": 1.0}, "n_prompts": 1, "images_per_prompt": 2}
+    assert words.sentence(summary | sides).endswith("+100.0 points (no interval from one prompt, 2 images a side)")
+    outcomes = [o for o in _outcomes(tmp_path) if o.change == "mended"][:1]
+    whole = _whole(outcomes)
+    assert whole["delta_ci95"] is whole["win_rate_ci95"] is None
+    found = {number.label: number for number in page.numbers(whole)}
+    delta, win = found["Tuned minus base, accuracy"], found["Win rate against base"]
+    assert delta.interval == win.interval == "no interval from one prompt"
+    assert (delta.tone, delta.track, win.track) == ("plain", None, None)
+    html = render_page(page.build(outcomes, whole, tmp_path, Knobs(), "visfeedback evaluate", "about"))
+    assert "One prompt cannot tell" in html and "inf" not in html.replace("info", "")
+
+
 def test_sentence_for_the_terminal():
     summary = _summary(0.061, 0.032, 0.09) | {
         "base": {"accuracy": 0.51}, "tuned": {"accuracy": 0.571}, "n_prompts": 256, "images_per_prompt": 2,

@@ -71,6 +71,22 @@ def test_without_a_verifier_the_first_reward_decides():
     assert summary["win_rate"] is None
 
 
+def test_one_prompt_has_no_interval():
+    """Two images of one prompt, both mended, both won: the difference is 1, how sure is unknown."""
+    summary = summarise([_outcome("a", "colors", False, True, 1.0)] * 2, resamples=100)
+    assert (summary["delta"], summary["delta_ci95"], summary["win_rate_ci95"]) == (1.0, None, None)
+    assert summary["base"]["accuracy_ci95"] is None
+    assert summary["delta_per_category"]["colors"] == {"delta": 1.0, "n": 2, "ci95": None}
+    assert summary["tuned"]["per_category"]["colors"]["ci95"][0] < 0.3, "Wilson of one trial: from .207 to 1"
+
+
+def test_a_prompt_in_each_category_is_no_certainty():
+    """Gains 1 and 0 of two prompts in two categories: the mean .5 is not known exactly."""
+    rows = [_outcome("a", "colors", False, True), _outcome("b", "counting", True, True)]
+    low, high = summarise(rows, resamples=500)["delta_ci95"]
+    assert low < 0.1 and high > 0.9
+
+
 def test_nothing_to_summarise():
     with pytest.raises(ValueError, match="no outcomes"):
         summarise([])

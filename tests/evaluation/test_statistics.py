@@ -34,6 +34,43 @@ def test_strata_weigh_the_same_whatever_their_size():
     assert bootstrap(values, clusters, ["big"] * 9 + ["small"]).value == pytest.approx(0.5)
 
 
+def test_strata_of_one_cluster_are_resampled_from_each_other():
+    """Gains 1, 0, 1, 0 in four categories of one prompt each: as uncertain as four prompts of one category. Before,
+    the interval had no width."""
+    values, clusters = [1.0, 0.0, 1.0, 0.0], list("abcd")
+    alone, together = bootstrap(values, clusters, list("wxyz")), bootstrap(values, clusters)
+    assert alone.value == together.value == 0.5
+    assert alone.low < 0.2 and alone.high > 0.8
+    assert (alone.low, alone.high) == pytest.approx((together.low, together.high), abs=0.05)
+
+
+def test_the_only_stratum_of_one_cluster_borrows_from_the_smallest_other():
+    """Category x: five prompts that all gain 1; y: one prompt that loses 1. x shows no spread; y, half of the mean, is
+    drawn from all six: 1 - 2/3 or -1 - 2/3, widened by sqrt(6/5) and halved: +.1826 or -.9129."""
+    estimate = bootstrap([1.0] * 5 + [-1.0], [str(i) for i in range(6)], ["x"] * 5 + ["y"])
+    assert (estimate.low, estimate.value, estimate.high) == pytest.approx((-0.9129, 0, 0.1826), abs=1e-4)
+
+
+def test_one_cluster_has_no_interval():
+    """Ten images of one prompt say nothing about other prompts."""
+    estimate = bootstrap([1.0] * 10, ["a"] * 10, bounds=(0.0, 1.0))
+    assert estimate.value == 1 and estimate.interval is None
+    assert bootstrap([1.0, 1.0], ["a", "b"]).interval == [1, 1]
+
+
+def test_coverage_with_one_prompt_a_category():
+    """12 categories of one prompt; their gains are about .15: nearly all intervals have the truth inside (of 300, 90%
+    with two standard errors to spare; before, with no width, none had)."""
+    rng = np.random.default_rng(3)
+    hits = 0
+    for _ in range(300):
+        values, _, _ = _paired_differences(rng)
+        names = [str(i // 2) for i in range(24)]
+        estimate = bootstrap(values[:24], names, names, resamples=400, seed=1)
+        hits += estimate.low <= 0.15 <= estimate.high
+    assert hits / 300 >= 0.90
+
+
 def test_bounds_cut_the_interval():
     """(1, 1, 0): with the widening of sqrt(3/2) the resampled mean would exceed 1."""
     values, clusters = [1.0, 1.0, 0.0], list("abc")

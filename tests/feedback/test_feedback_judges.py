@@ -80,7 +80,6 @@ def test_a_simulated_person_without_flaws_agrees_with_the_verifier() -> None:
     judge = feedback.load("simulated:shapes", noise=0.0, side_bias=0.0)
     assert ask(judge, WRONG, RIGHT).choice == "b"
     assert ask(judge, RIGHT, WRONG).choice == "a"
-    assert ask(judge, RIGHT, WRONG).judge == "simulated:shapes"
 
 
 class LeftLover:
@@ -112,6 +111,33 @@ def test_judges_repeat_themselves(reference: str) -> None:
     fields = {"id", "created_at", "seconds"}
     one, two = (ask(feedback.load(reference, seed=3), RIGHT, WRONG).model_dump(exclude=fields) for _ in range(2))
     assert one == two
+
+
+@pytest.mark.parametrize(
+    ("reference", "knobs", "name"),
+    [
+        ("simulated:shapes", {}, "simulated:shapes"),
+        ("simulated:shapes", {"noise": 0.05, "tie_band": 0.08}, "simulated:shapes"),  # the person's own
+        ("simulated:shapes", {"seed": 3}, "simulated:shapes#3"),
+        ("simulated:shapes", {"noise": 0.2, "seed": 3}, "simulated:shapes#3,noise=0.2"),
+        ("simulated:shapes", {"side_bias": 0.1, "tie_band": 0.0}, "simulated:shapes,tie_band=0.0,side_bias=0.1"),
+        ("simulated:shapes", {"tastes": {"warm": 1.0, "dark": 0.5}}, "simulated:shapes,tastes=dark:0.5+warm:1.0"),
+        ("verifier:shapes", {"seed": 3}, "verifier:shapes"),
+        ("verifier:shapes", {"tie_band": 0.1}, "verifier:shapes,tie_band=0.1"),
+    ],
+)
+def test_another_judge_has_another_name(reference: str, knobs: dict[str, Any], name: str) -> None:
+    """What a careful person has answered, a careless one has not; the usual judge keeps its plain name."""
+    judge = feedback.load(reference, **knobs)
+    assert judge.name == ask(judge, RIGHT, WRONG).judge == name
+
+
+def test_prompts_can_be_shown_before_there_are_pictures() -> None:
+    for name in ("simulated:shapes", "verifier:shapes"):
+        judge: Any = feedback.load(name)
+        judge.check_prompt(PROMPT, WRONG)
+        with pytest.raises(InputError):
+            judge.check_prompt(Prompt.of("the meaning of life"), RIGHT)
 
 
 def test_knobs_reach_the_person() -> None:

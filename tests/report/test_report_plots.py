@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from visfeedback.report.curves import training_curves
-from visfeedback.report.grids import contact_sheet, data_uri
-from visfeedback.report.plots import curve, moving_mean
+from visfeedback.report.grids import data_uri
+from visfeedback.report.plots import Rate, curve, moving_mean, rates
 
 
 def test_moving_mean_leaves_gaps_out():
@@ -29,6 +29,12 @@ def test_curve_survives_values_that_are_not_finite():
     figure = curve("loss", "Loss", [1, 2, 3], [math.inf, math.nan, 0.5])
     assert "from 0.5 to 0.5" in figure.svg
     assert "no values" in curve("nan", "Loss", [1, 2], [math.nan, math.nan]).svg
+
+
+def test_names_are_text_not_formulas():
+    """`$\\bad$` would be TeX that matplotlib cannot read."""
+    figure = rates("r", "Right", {r"$\bad$": {"base": Rate(0.5, 0.4, 0.6)}, "a_b $5": {"tuned": Rate(1, 0.9, 1)}})
+    assert r"$\bad$" in figure.svg and "a b $5" in figure.svg
 
 
 def test_only_metrics_with_two_values_are_drawn():
@@ -54,21 +60,3 @@ def test_large_images_shrink():
     assert uri.startswith("data:image/jpeg")
     assert _decode(uri).size == (384, 192)
     assert image.size == (1024, 512), "the image handed in stays as it is"
-
-
-def test_contact_sheet():
-    """Three 4 px images in two columns, gap 1, twice as large: width 2*8+1, height 2*8+1, the third below the first."""
-    colors = ("red", "lime", "blue")
-    sheet = contact_sheet([Image.new("RGB", (4, 4), c) for c in colors], columns=2, gap=1, scale=2, background="white")
-    assert sheet.size == (17, 17)
-    assert sheet.getpixel((0, 0)) == (255, 0, 0)
-    assert sheet.getpixel((16, 7)) == (0, 255, 0)
-    assert sheet.getpixel((7, 16)) == (0, 0, 255)
-    assert sheet.getpixel((8, 8)) == (255, 255, 255)
-
-
-def test_contact_sheet_refuses_nothing_and_mixed_sizes():
-    with pytest.raises(ValueError, match="at least one"):
-        contact_sheet([])
-    with pytest.raises(ValueError, match="one size"):
-        contact_sheet([Image.new("RGB", (4, 4)), Image.new("RGB", (5, 4))])

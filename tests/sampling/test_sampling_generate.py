@@ -20,9 +20,13 @@ from PIL import Image
 from visfeedback.backbones.load import Loaded, load, load_pipeline
 from visfeedback.plugins import InputError
 from visfeedback.sampling import generate as room
+from visfeedback.sampling.crew import Crew
 from visfeedback.sampling.generate import GenerateSettings, derive_seed, generate, plan, render
 from visfeedback.sampling.samples import open_image, read_samples
+from visfeedback.types.locks import only_writer
 from visfeedback.types.records import Prompt, image_id
+
+ROOT = Path(__file__).parents[2]
 
 FAST = GenerateSettings(steps=2, batch_size=4)
 TEXTS = ("a red dog", "two blue cups", "sky", "a green hat on a table")
@@ -219,6 +223,84 @@ def test_killed_in_the_middle_of_a_line(loaded: Loaded, tiny_sd: Path, tmp_path:
     assert [s.prompt for s in made] == list(TEXTS)
     assert len(read_samples(tmp_path)) == 4
     assert not [p for p in tmp_path.rglob(".*") if p.is_file()]
+
+
+def test_a_folder_has_one_writer(loaded: Loaded, tmp_path: Path) -> None:
+    """Two processes that draw into one folder would list images twice; a finished folder can be read on."""
+    with only_writer(tmp_path), pytest.raises(InputError, match="being written by another process"):
+        generate(loaded, PROMPTS[:1], 1, 7, tmp_path, FAST)
+    assert not list(tmp_path.glob("*"))
+    whole = generate(loaded, PROMPTS[:1], 1, 7, tmp_path, FAST)
+    assert not (tmp_path / ".lock").exists()
+    assert generate(loaded, PROMPTS[:1], 1, 7, tmp_path, FAST) == whole
+
+
+def test_lists_of_processes_that_were_killed_are_joined(
+    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 4 images process 1 has listed the last two, in its own order, when all are killed: a later run draws the two
+    that are missing, and its list is that of one process."""
+    whole = generate(loaded, PROMPTS, 1, 7, tmp_path, FAST)
+    lines = (tmp_path / "samples.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / ".samples-of-process-1.jsonl").write_text(lines[3] + lines[2] + lines[1][:9])
+    (tmp_path / "samples.jsonl").unlink()
+    drawn = count_drawn(monkeypatch)
+    assert generate(loaded, PROMPTS, 1, 7, tmp_path, FAST) == whole
+    assert sum(drawn) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["generate.json", "images", "samples.jsonl"]
+
+
+class Deaf(Crew):
+    """One of two processes that does not wait for the other."""
+
+    def meet(self) -> None: ...
+
+    def first(self, work: Callable[[], Any]) -> None:
+        work()
+
+
+def test_processes_divide_the_work(loaded: Loaded, tmp_path: Path) -> None:
+    """Of 4 images each of two processes draws two others; alone it cannot answer for all."""
+    found = []
+    for rank in (0, 1):
+        with pytest.raises(KeyError):
+            generate(loaded, PROMPTS, 1, 7, tmp_path / str(rank), FAST, crew=Deaf(rank, 2))
+        found.append({s.path for s in read_samples(tmp_path / str(rank))})
+    assert [len(paths) for paths in found] == [2, 2]
+    assert len(found[0] | found[1]) == 4
+
+
+@pytest.mark.slow
+def test_processes_of_a_launcher_draw_what_one_draws(tiny_sd: Path, tmp_path: Path) -> None:
+    """4 prompts x 3 images by two processes: 12 rows, in the order and with the pictures (to 2/255) of one process.
+
+    A mistake of the first process ends both, in a line.
+    """
+    (tmp_path / "p.txt").write_text("\n".join(TEXTS))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    flags = ["--model", str(tiny_sd), "--prompts", str(tmp_path / "p.txt"), "--per-prompt", "3", "--steps", "2",
+             "--batch-size", "2", "--device", "cpu", "--json"]  # fmt: skip
+    script = [str(ROOT / "scripts/generate.py"), *flags]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+
+    def launch(command: list[str], out: Path, *more: str) -> Any:
+        return subprocess.run([*command, *script, "--out", str(out), *more], env=environment, capture_output=True,
+                              text=True, timeout=250, check=False)  # fmt: skip
+
+    two, one = launch(torchrun, tmp_path / "two"), launch([sys.executable], tmp_path / "one")
+    assert two.returncode == one.returncode == 0, two.stderr
+    assert json.loads(two.stdout)["images"] == json.loads(two.stdout)["made"] == 12
+    rows = [read_samples(tmp_path / name) for name in ("two", "one")]
+    assert [(s.path, s.seed) for s in rows[0]] == [(s.path, s.seed) for s in rows[1]]
+    assert len(rows[0]) == 12
+    for sample in rows[0]:
+        a, b = (np.array(open_image(sample, tmp_path / name)).astype(int) for name in ("two", "one"))
+        assert np.abs(a - b).max() <= 2
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["generate.json", "images", "samples.jsonl"]
+    wrong = launch(torchrun, tmp_path / "two", "--seed", "9")
+    assert wrong.returncode != 0
+    assert "error: " in wrong.stderr
+    assert "made with seed 0, now it is 9" in wrong.stderr
 
 
 def test_a_folder_never_mixes(loaded: Loaded, make_tiny_sd: Callable[..., Path], tmp_path: Path) -> None:

@@ -109,7 +109,6 @@ def test_prompts_are_dropped_as_often_as_asked():
     lengths = batches.collate([(pair(0), d) for d in range(600)]).condition.tokens.flatten()
     share = (lengths == 0).float().mean().item()
     assert share == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / 600))
-    assert "" in batches.prompt_keys() and "" not in stream().prompt_keys()
 
 
 def test_mirroring_takes_winner_and_loser_together():
@@ -124,13 +123,36 @@ def test_mirroring_takes_winner_and_loser_together():
         asked.clear()
         batches.collate([(pair(0), d)])
         assert asked in (["w0", "l0"], [image_key("w0", True), image_key("l0", True)])
-    assert set(batches.image_keys()) == {"w0", "l0", image_key("w0", True), image_key("l0", True)}
+    assert set(batches.shown(batches.items(40))[0]) == {"w0", "l0", image_key("w0", True), image_key("l0", True)}
+
+
+def test_only_what_the_steps_reach_is_needed():
+    """Law: the images and texts that 3 steps ask for are those that `shown` names for their items; more steps only add
+    some at the end, so that what was computed for fewer stays what it is."""
+    asked: tuple[list[str], list[str]] = ([], [])
+
+    def moments(keys):
+        asked[0].extend(keys)
+        return {"mean": torch.zeros(len(keys), 2, 3, 3), "std": torch.zeros(len(keys), 2, 3, 3)}
+
+    def text(keys):
+        asked[1].extend(keys)
+        return {"tokens": torch.zeros(len(keys), 1, 1)}
+
+    recipe = Recipe(0, 2, flip=True, prompt_drop=0.5)
+    batches = PairBatches([pair(i) for i in range(20)], Tables(Live(moments), Live(text)), Uniform(), recipe)  # type: ignore[arg-type]
+    for step in range(3):
+        batches.batch(step)
+    images, texts = batches.shown(batches.items(3))
+    assert set(images) == set(asked[0]) and set(texts) == set(asked[1]) and len(images) == 12
+    more = batches.shown(batches.items(9))
+    assert more[0][:12] == images and len(more[0]) == 36 and more[1][: len(texts)] == texts
 
 
 def test_reference_rows_find_their_draw():
-    keys = [draw_key(pair(i), d) for d in range(2) for i in range(5)]
     batches = stream(draws=2)
-    assert batches.draw_keys(2) == keys
+    keys = [draw_key(*item) for item in batches.items(99)]
+    assert sorted(keys) == sorted(draw_key(pair(i), d) for d in range(2) for i in range(5))
     errors = Live(lambda some: {"errors": torch.tensor([[float(keys.index(k)), 0.0] for k in some])})
     ready = PairBatches(batches.pairs, Tables(MOMENTS, TEXT, errors), Uniform(), batches.recipe)  # type: ignore[arg-type]
     for position in range(20):
@@ -142,10 +164,15 @@ def test_reference_rows_find_their_draw():
         assert torch.equal(again.noise, batch.noise) and torch.equal(again.t, batch.t)
 
 
-def test_needed_draws():
-    """5 pairs, 2 a step: 10 steps are 4 epochs; draws repeat after `draws`."""
-    assert stream().needed_draws(10) == 4
-    assert stream(draws=3).needed_draws(10) == 3 and stream(draws=9).needed_draws(10) == 4
+def test_each_pair_and_draw_comes_once_until_draws_repeat():
+    """5 pairs, 2 a step: 10 steps are 20 places. New draws in every epoch: 20 items; 3 draws: 15 of which some repeat;
+    4 draws: 20, all used once. The first 2 are the first batch, and so on."""
+    for draws, count, repeats in ((0, 20, False), (3, 15, True), (4, 20, False), (9, 20, False)):
+        batches = stream(draws=draws)
+        items = list(batches.items(10))
+        assert len({draw_key(*item) for item in items}) == len(items) == count
+        assert batches.repeats(10) is repeats
+        assert items[4:6] == [batches.at(4), batches.at(5)]
 
 
 # groups

@@ -24,6 +24,13 @@ def test_warmup_rises_from_zero_and_then_the_schedule_takes_over():
     assert rates("cosine")[4:] == pytest.approx([(1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)])
 
 
+def test_every_knob_of_adamw_reaches_it():
+    optim = Optim(lr=0.1, betas=(0.5, 0.6), epsilon=0.7, weight_decay=0.8)
+    built = build_optimizer([torch.nn.Parameter(torch.zeros(1))], optim)
+    found = {name: built.param_groups[0][name] for name in ("lr", "betas", "eps", "weight_decay")}
+    assert found == {"lr": 0.1, "betas": (0.5, 0.6), "eps": 0.7, "weight_decay": 0.8}
+
+
 def test_eight_bit_states_need_their_package():
     if __import__("importlib.util").util.find_spec("bitsandbytes"):
         pytest.skip("bitsandbytes is installed")

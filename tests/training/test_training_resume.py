@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from visfeedback import config
 from visfeedback.plugins import InputError
@@ -124,13 +126,20 @@ def test_a_finished_run_resumes_to_itself(settings, tmp_path):
     assert {**again, "peak_mib": 0} == {**first, "peak_mib": 0}
 
 
-def test_more_steps_go_on_where_a_run_ended(settings, tmp_path):
-    """With a constant rate the first steps do not know how many follow: 4 then 6 equals 6."""
-    fit(settings(optim={"steps": 6}), tmp_path / "six")
-    fit(settings(), tmp_path / "four")
-    fit(settings(optim={"steps": 6}), tmp_path / "four", resume=True)
-    six, four = (tmp_path / name / "checkpoints/step-6/adapter.safetensors" for name in ("six", "four"))
-    assert six.read_bytes() == four.read_bytes()
+@pytest.mark.parametrize("draws", [0, 1])
+def test_more_steps_go_on_where_a_run_ended(settings, tmp_path, draws):
+    """With a constant rate the first steps do not know how many follow: 2 then 6 equals 6. So it is when rows of the
+    reference are used again only by the later steps (1 draw: 5 rows, 4 places, then 12), and when tables grow."""
+
+    def run(steps):
+        return settings(optim={"steps": steps}, data={"prompt_drop": 0.3, "flip": True},
+                        engine={"cache": {"draws": draws}, "drift_every": 3})  # fmt: skip
+
+    fit(run(6), tmp_path / "six")
+    fit(run(2), tmp_path / "two")
+    fit(run(6), tmp_path / "two", resume=True)
+    six, two = (tmp_path / name / "checkpoints/step-6/adapter.safetensors" for name in ("six", "two"))
+    assert six.read_bytes() == two.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -196,6 +205,39 @@ def test_a_model_that_changed_is_noticed(settings, tiny_sd, tmp_path):
     weights.write_text(weights.read_text() + " ")
     with pytest.raises(InputError, match="model has changed since the run"):
         fit(mine, tmp_path / "run", resume=True)
+
+
+def test_another_device_is_noticed(settings, tmp_path):
+    """Another kind of device gives other bits; another model of the same kind perhaps."""
+    fit(settings(optim={"steps": 1}), tmp_path)
+    file = tmp_path / "environment.json"
+    recorded = json.loads(file.read_text())
+    file.write_text(json.dumps(recorded | {"device": "cuda:0", "device_name": "A100"}))
+    with pytest.raises(InputError, match=r"started on cuda \(A100\), now it is cpu"):
+        fit(settings(optim={"steps": 1}), tmp_path, resume=True)
+    file.write_text(json.dumps(recorded | {"device_name": "another cpu"}))
+    with pytest.warns(UserWarning, match="started on another cpu"):
+        fit(settings(optim={"steps": 1}), tmp_path, resume=True)
+
+
+def test_before_and_after_are_of_one_prompt(settings, tmp_path):
+    """`eval.prompts` may change when a run goes on: what is shown side by side is what was drawn both times."""
+    fit(settings(optim={"steps": 1}, eval={"prompts": ["a cat", "a dog"]}), tmp_path)
+    fit(settings(optim={"steps": 2}, eval={"prompts": ["a dog", "a bird"]}), tmp_path, resume=True)
+    step = tmp_path / "samples/step-0"
+    assert json.loads((step / "prompts.json").read_text()) == ["a cat", "a dog"]
+    report = (tmp_path / "report.html").read_text()
+    assert "a dog" in report and "base model, &#39;a bird&#39;" not in report
+    assert report.count("base model, &#39;") == 1
+    picture = base64.b64encode(_png(step / "01.png")).decode()
+    assert picture in report, "before is the dog's, which was the second picture then"
+
+
+def _png(path: Path) -> bytes:
+    """The picture as pages hold it."""
+    from visfeedback.report.grids import data_uri
+
+    return base64.b64decode(data_uri(Image.open(path)).partition(",")[2])
 
 
 @pytest.mark.parametrize("at", [2, 5])

@@ -33,6 +33,10 @@ def test_an_unknown_method_names_the_nearest():
         ({"engine": {"cache": {"moment": True}}}, r"unknown key engine\.cache\.moment; did you mean 'moments'"),
         ({"data": {"holdout": 1.0}}, r"data\.holdout = 1\.0"),
         ({"model": {"dtype": "fp64"}}, r"model\.dtype = 'fp64'"),
+        ({"optim": {"betas": (0.9, 1.0)}}, r"optim\.betas: expected two numbers from 0 to below 1"),
+        ({"optim": {"betas": (-0.1, 0.9)}}, r"optim\.betas: expected"),
+        ({"optim": {"betas": (0.9, float("nan"))}}, r"optim\.betas: expected"),
+        ({"engine": {"seed": 2**64}}, r"engine\.seed = 18446744073709551616; expected less than"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(table, words):

@@ -40,6 +40,8 @@ def attach(pipe: Any, adapter: str) -> Path:
         raise InputError(f"adapter {adapter!r} has no LoRA weights for unet or text_encoder: it is of another model")
     with _errors_only("diffusers.loaders.lora_base"):  # it warns when only one of the two networks has a LoRA
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=POLICY)
+    for network in (pipe.unet, pipe.text_encoder):
+        network.eval()  # peft makes new layers in training mode: the dropout of the adapter's own training would act
     return file
 
 
@@ -71,6 +73,16 @@ def _in_order(data: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def set_dropout(network: Any, adapter: str, probability: float) -> None:
+    """Dropout on the input of this LoRA's layers while they train; 0 = none. It acts in this network from now on."""
+    from peft.tuners.lora import LoraLayer
+
+    network.peft_config[adapter].lora_dropout = probability
+    for layer in network.modules():
+        if isinstance(layer, LoraLayer) and adapter in layer.lora_dropout:
+            layer.lora_dropout[adapter] = nn.Dropout(probability) if probability else nn.Identity()
 
 
 def activate(network: nn.Module, adapter: str | None, trainable: bool) -> None:

@@ -6,6 +6,7 @@ The family is found by the pipeline's class name in the ``PIPELINES`` of the fil
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,9 +98,12 @@ def family_of(class_name: str, model: str) -> ModuleType:
 
 
 def pick_device(device: str) -> torch.device:
-    """``auto`` is cuda, else mps, else cpu. Raises InputError for a device this machine does not have."""
+    """``auto`` is cuda, else mps, else cpu. Of several processes that a launcher started on this machine, each gets
+    its own GPU for ``auto`` and ``cuda``, in turn. Raises InputError for a device this machine does not have."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.device_count():
+        device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     kind, _, number = device.partition(":")
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind, 0)
     if not (number or "0").isdecimal() or int(number or 0) >= count:

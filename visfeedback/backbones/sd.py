@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visfeedback.backbones.adapters import POLICY, activate, attach, save
+from visfeedback.backbones.adapters import POLICY, activate, attach, save, set_dropout
 from visfeedback.backbones.sources import fingerprint
 from visfeedback.diffusion.ddpm import DDPM
 from visfeedback.plugins import InputError
@@ -187,6 +187,15 @@ class SD:
         self._adapter = (str(path), fingerprint([attach(self.pipe, str(path))]))
         self._prepare_policy()
 
+    def set_dropout(self, probability: float) -> None:
+        """Dropout of the policy's LoRA while it trains, whatever it was trained with before; frozen copies have none.
+
+        Raises ValueError before there is a LoRA.
+        """
+        if not self._has(POLICY):
+            raise ValueError("there is no LoRA yet: call add_lora or load_adapter first")
+        set_dropout(self.pipe.unet, POLICY, probability)
+
     def save_adapter(
         self, folder: str | Path, state: Mapping[str, Tensor] | None = None, dtype: torch.dtype = torch.float32
     ) -> Path:
@@ -223,7 +232,9 @@ class SD:
             raise ValueError("there is no LoRA yet: call add_lora or load_adapter first")
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is meant
-            self.pipe.unet.add_adapter(copy.deepcopy(self.pipe.unet.peft_config[POLICY]), adapter)
+            config = copy.deepcopy(self.pipe.unet.peft_config[POLICY])
+            config.lora_dropout = 0.0  # a copy is looked at, never trained: with dropout it would be another each time
+            self.pipe.unet.add_adapter(config, adapter)
         for _, parameter in self._weights_of(adapter):
             parameter.data = parameter.data.float()
         self._switch(self._active)

@@ -8,13 +8,12 @@ May import: types, sampling.
 from __future__ import annotations
 
 import random
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +26,10 @@ from visfeedback.plugins import InputError
 from visfeedback.rewards import score
 from visfeedback.sampling.drift import drift
 from visfeedback.sampling.generate import GenerateSettings, generate
+from visfeedback.sampling.render import evaluating
 from visfeedback.sampling.samples import open_image
 from visfeedback.types.files import write_atomic
+from visfeedback.types.memory import peak_mib
 from visfeedback.types.protocols import Judge, Progress, Reward, Verifier, silent
 from visfeedback.types.records import Frozen, Prompt, Sample
 
@@ -39,6 +40,9 @@ DRIFT_IMAGES = 64
 DRIFT_DRAWS = 4
 """(noise, time) draws for each of them."""
 
+EMPTY = Image.new("RGB", (64, 64))
+"""A picture for those who only have to read the prompt."""
+
 Measure = Callable[[Image.Image], float]
 
 
@@ -47,7 +51,7 @@ class CompareSettings(Frozen):
 
     per_prompt: int = Field(default=2, ge=1)
     """images of each prompt on each side"""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**53)
     """images, intervals and the order in which a judge sees the sides follow from it"""
     generate: GenerateSettings = GenerateSettings()
     """steps, guidance, size, batch"""
@@ -73,13 +77,15 @@ def compare(
     ``backbone``: a Backbone with an adapter, its ``pipe``, ``model``, ``revision`` and ``adapter``. Every pair goes
     to ``out/outcomes.jsonl``. ``seconds`` and ``peak_mib`` are of this call and this process. Missing a verifier,
     accuracies are None and the difference is the first reward's, or the judge's.
-    Raises InputError for no prompts or nobody to judge.
+    Raises InputError for no prompts, nobody to judge, or a prompt that somebody of the panel cannot read, before
+    anything is drawn.
     """
     if not prompts:
         raise InputError("no prompts to compare on; give --prompts a file, a text or shapes:heldout")
     if not (panel.judge or panel.verifier or panel.rewards):
         raise InputError("nobody looks at the pictures; give --judge verifier:shapes or --reward NAME")
     started = time.monotonic()
+    check_readable(prompts, panel)
     drawn = draw(backbone, prompts, settings, out, progress)
     outcomes = judge(prompts, drawn, panel, out, settings.seed, progress)
     write_atomic(out / FILE, "".join(o.model_dump_json() + "\n" for o in outcomes))
@@ -97,6 +103,23 @@ def compare(
         "seconds": round(time.monotonic() - started, 2),
         "peak_mib": peak_mib(),
     }
+
+
+@torch.no_grad()
+def check_readable(prompts: Sequence[Prompt], panel: Panel) -> None:
+    """Show every prompt to whoever may refuse one, with an empty picture: that costs less than drawing for nothing.
+
+    A judge is asked by its method ``check_prompt``, if it has one. Raises InputError, theirs.
+    """
+    check = getattr(panel.judge, "check_prompt", None)
+    for prompt in prompts:
+        if panel.verifier is not None:
+            panel.verifier.verify(prompt.text, EMPTY)
+        if check is not None:
+            check(prompt, EMPTY)
+    for reward in panel.rewards:
+        for start in range(0, len(prompts), BATCH):
+            reward.encode_texts([prompt.text for prompt in prompts[start : start + BATCH]])
 
 
 def draw(
@@ -192,9 +215,10 @@ def measure_drift(backbone: Any, samples: Sequence[Sample], out: Path, seed: int
     for start in range(0, len(first), BATCH):
         part = first[start : start + BATCH]
         pixels = torch.stack([_pixels(sample, out) for sample in part])  # (B, 3, H, W) in [0, 1]
-        latents, _ = backbone.encode(pixels.to(backbone.device))
-        condition = backbone.encode_text([sample.prompt for sample in part])
-        total += len(part) * drift(backbone, latents, condition, generator, DRIFT_DRAWS)
+        with evaluating(backbone.pipe):
+            latents, _ = backbone.encode(pixels.to(backbone.device))
+            condition = backbone.encode_text([sample.prompt for sample in part])
+            total += len(part) * drift(backbone, latents, condition, generator, DRIFT_DRAWS)
     return total / len(first)
 
 
@@ -213,9 +237,3 @@ def diversity(samples: Sequence[Sample], out: Path) -> float | None:
     ]
     known = [value for value in spreads if value is not None]
     return float(np.mean(known)) if known else None
-
-
-def peak_mib() -> float:
-    """Most memory this process, or its largest child, ever held (MiB)."""
-    who: tuple[Literal[0], int] = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)  # type: ignore[assignment]
-    return round(max(resource.getrusage(w).ru_maxrss for w in who) / 1024, 1)

@@ -61,7 +61,7 @@ class Outcome(Frozen):
 
 
 def summarise(outcomes: Sequence[Outcome], *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Base, tuned, their difference and the win rate, with 95% intervals that resample prompts.
+    """Base, tuned, their difference and the win rate, with 95% intervals that resample prompts; None of one prompt.
 
     ``accuracy`` is the equal-weight mean over categories of the share fully right; ``accuracy_images`` the plain mean.
     ``delta`` is tuned minus base of what ``delta_of`` says: accuracy, else the first reward's mean, else win rate - .5.

@@ -6,6 +6,7 @@ May import: types, report.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from visfeedback.evaluation.outcomes import CHANGES, Outcome
-from visfeedback.evaluation.words import about, between, difference, duration, headline, minus, percent, verdict
+from visfeedback.evaluation.words import about, certainty, difference, duration, headline, minus, percent, verdict
 from visfeedback.report import plots
 from visfeedback.report.blocks import (
     Block,
@@ -58,21 +59,22 @@ def numbers(summary: dict[str, Any]) -> list[Number]:
 
 
 def _delta_number(summary: dict[str, Any]) -> Number:
-    low, high = summary["delta_ci95"]
+    low, high = summary["delta_ci95"] or (-math.inf, math.inf)
     tone: Tone = "good" if low > 0 else "bad" if high < 0 else "plain"
     value = difference(summary, summary["delta"])
-    track = Track.around(summary["delta"], low, high, reference=0.0)
+    track = Track.around(summary["delta"], low, high, reference=0.0) if summary["delta_ci95"] else None
     points = value.endswith(" points")
     return Number(f"Tuned minus base, {summary['delta_of']}", value.removesuffix(" points"), "points" if points else "",
-                  f"95% interval {between(summary).removesuffix(' points')}", "the tick marks no difference",
-                  tone, track)  # fmt: skip
+                  certainty(summary), "the tick marks no difference" if track else "", tone, track)  # fmt: skip
 
 
 def _win_number(summary: dict[str, Any]) -> Number:
-    low, high = summary["win_rate_ci95"]
-    track = Track.around(summary["win_rate"], low, high, reference=0.5)
-    return Number("Win rate against base", percent(summary["win_rate"]),
-                  interval=f"95% interval {100 * low:.1f} to {percent(high)}",
+    track, sure = None, "no interval from one prompt"
+    if summary["win_rate_ci95"] is not None:
+        low, high = summary["win_rate_ci95"]
+        track, sure = (Track.around(summary["win_rate"], low, high, reference=0.5),
+                       f"95% interval {100 * low:.1f} to {percent(high)}")  # fmt: skip
+    return Number("Win rate against base", percent(summary["win_rate"]), interval=sure,
                   note=f"judge {summary['judge']}, ties count half", track=track)  # fmt: skip
 
 
@@ -145,17 +147,21 @@ def _category_table(summary: dict[str, Any]) -> Table:
     rows, counts = [], []
     for category, change in summary["delta_per_category"].items():
         base, tuned = (summary[side]["per_category"][category]["accuracy"] for side in ("base", "tuned"))
-        low, high = change["ci95"]
-        bracket = f"({100 * low:+.1f} to {100 * high:+.1f})".replace(
-            " ", "\N{NO-BREAK SPACE}"
-        )  # breaks before it, not inside
-        points = f"{100 * change['delta']:+.1f} {bracket}"
+        points = f"{100 * change['delta']:+.1f}{_bracket(change['ci95'])}"
         rows.append((category.replace("_", " "), percent(base), percent(tuned), minus(points)))
         counts.append(change["n"])
     few, many = min(counts), max(counts)
     each = str(few) if few == many else f"{few} to {many}"
     caption = f"Share of images fully right, {each} images each. In brackets: 95% interval, resampling prompts."
     return Table(("Category", "Base", "Tuned", "Points"), tuple(rows), caption)
+
+
+def _bracket(interval: list[float] | None) -> str:
+    """Points, in brackets that may break before them, not inside; nothing for a category of one prompt."""
+    if interval is None:
+        return ""
+    low, high = interval
+    return " " + f"({100 * low:+.1f} to {100 * high:+.1f})".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 # ----------------------------------------------------------------------------------------------------- pictures
@@ -233,7 +239,8 @@ def _limits(summary: dict[str, Any]) -> Section:
         f"Base and tuned drew the same {summary['n_prompts']} prompts with the same seeds, "
         f"{summary['images_per_prompt']} of each, so a pair differs by the adapter alone. A 95% interval comes from "
         "10,000 resamplings of whole prompts: images of one prompt are not independent witnesses.",
-        "Where no picture changed at all, the interval has no width: what never happened leaves nothing to resample.",
+        "Where no picture changed at all, the interval has no width: what never happened leaves nothing to resample. "
+        "Categories of a single prompt are resampled from each other, and one prompt alone has no interval.",
         "The interval speaks about other prompts of this kind. It does not cover another training run; for that, "
         "run again with another `--seed`.",
     ]

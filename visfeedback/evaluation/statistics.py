@@ -22,15 +22,16 @@ CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95% interval."""
+    """A mean with its 95% interval, which is infinite where nothing is known about the spread."""
 
     value: float
     low: float
     high: float
 
     @property
-    def interval(self) -> list[float]:
-        return [self.low, self.high]
+    def interval(self) -> list[float] | None:
+        """None when nothing is known."""
+        return [self.low, self.high] if np.isfinite([self.low, self.high]).all() else None
 
 
 def cluster_means(values: ArrayLike, clusters: Sequence[str]) -> tuple[np.ndarray, list[str]]:
@@ -55,9 +56,10 @@ def bootstrap(
     """Equal-weight mean over strata of the mean over clusters, with its percentile bootstrap 95% interval.
 
     values (N,), the cluster of each and, optionally, its stratum (a cluster lies in one stratum). Deviations are
-    widened by sqrt(n / (n - 1)) per stratum of n clusters (Rao and Wu), without which small strata look too sure;
-    a stratum of one cluster has no spread to resample and adds none. The interval is cut at ``bounds``.
-    Raises ValueError when there is nothing to average.
+    widened by sqrt(n / (n - 1)) per stratum of n clusters (Rao and Wu), without which small strata look too sure.
+    Strata of one cluster, which show no spread, are resampled from each other (collapsed strata, Wolter 2007, ch. 2):
+    what sets the strata apart counts as chance then, so this errs on the wide side. With fewer than two clusters the
+    interval is infinite; otherwise it is cut at ``bounds``. Raises ValueError when there is nothing to average.
     """
     means, order = cluster_means(values, clusters)
     if not order:
@@ -67,20 +69,33 @@ def bootstrap(
     groups = [means[labels == label] for label in dict.fromkeys(labels.tolist())]
     rng = np.random.default_rng(seed)
     value = float(np.mean([group.mean() for group in groups]))
-    draws = value + np.mean([_deviations(group, resamples, rng) for group in groups], axis=0)
+    if len(order) < 2:
+        return Estimate(value, -np.inf, np.inf)
+    deviations = [_deviations(_pool(group, groups), len(group), resamples, rng) for group in groups]
+    draws = value + np.mean(deviations, axis=0)
     low, high = np.clip(np.percentile(draws, [2.5, 97.5]), *bounds)
     return Estimate(value, float(low), float(high))
 
 
-def _deviations(group: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """(resamples,) resampled means of ``group`` (n,) minus its mean, with the variance of an unbiased estimate."""
-    count = len(group)
-    if count == 1:
-        return np.zeros(resamples)
-    centred = (group - group.mean()) * np.sqrt(count / (count - 1))
+def _pool(group: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndarray:
+    """What a stratum is resampled from: itself; a single cluster from all single ones, or, where it is the only one,
+    together with the smallest other stratum."""
+    if len(group) > 1:
+        return group
+    single = [other for other in groups if len(other) == 1]
+    if len(single) == 1:
+        single.append(min((other for other in groups if other is not group), key=len))
+    return np.concatenate(single)
+
+
+def _deviations(pool: np.ndarray, count: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """(resamples,) means of ``count`` draws from ``pool`` (n,) minus its mean, with the variance of an unbiased
+    estimate."""
+    size = len(pool)
+    centred = (pool - pool.mean()) * np.sqrt(size / (size - 1))
     step = max(1, CELLS // count)
     parts = [
-        centred[rng.integers(count, size=(min(step, resamples - start), count))].mean(axis=1)
+        centred[rng.integers(size, size=(min(step, resamples - start), count))].mean(axis=1)
         for start in range(0, resamples, step)
     ]
     return np.concatenate(parts)
@@ -108,12 +123,6 @@ def wilson(share: float, count: float) -> Estimate:
     centre = (share + spread / 2) / (1 + spread)
     half = Z95 * np.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
     return Estimate(share, max(0.0, float(centre - half)), min(1.0, float(centre + half)))
-
-
-def category_mean(values: ArrayLike, categories: Sequence[str]) -> float:
-    """Equal-weight mean over categories of the mean over values."""
-    means, _ = cluster_means(values, categories)
-    return float(means.mean())
 
 
 def spread(images: np.ndarray) -> float | None:

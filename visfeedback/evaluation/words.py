@@ -15,6 +15,8 @@ def headline(summary: dict[str, Any]) -> str:
     delta, interval = summary["delta"], summary["delta_ci95"]
     if delta is None:
         return "Base and tuned model side by side"
+    if interval is None:
+        return f"One prompt cannot tell: {difference(summary, delta)}"
     low, high = interval
     if low <= 0 <= high:
         return f"No clear difference: {difference(summary, delta)}"
@@ -28,7 +30,7 @@ def sentence(summary: dict[str, Any]) -> str:
     """The result for a terminal: what it was, what it is, and the interval of the difference."""
     if summary["delta"] is None:
         return headline(summary)
-    sure = f"95% interval {between(summary).removesuffix(' points')}"
+    sure = certainty(summary)
     base, tuned = summary["base"]["accuracy"], summary["tuned"]["accuracy"]
     if base is None:
         return f"{difference(summary, summary['delta'])}, {summary['delta_of']} ({sure})"
@@ -54,10 +56,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def between(summary: dict[str, Any]) -> str:
-    """The interval of the difference, with its unit."""
-    low, high = summary["delta_ci95"]
-    return f"{difference(summary, low).removesuffix(' points')} to {difference(summary, high)}"
+def certainty(summary: dict[str, Any]) -> str:
+    """How sure the difference is, without its unit."""
+    if summary["delta_ci95"] is None:
+        return "no interval from one prompt"
+    low, high = (difference(summary, end).removesuffix(" points") for end in summary["delta_ci95"])
+    return f"95% interval {low} to {high}"
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from visfeedback.feedback.naming import differing
 from visfeedback.feedback.sides import sides
 from visfeedback.plugins import InputError, split_reference, world
 from visfeedback.types.records import PAIR_VALUES, Choice, Feedback, Frozen, Prompt, Sample
@@ -43,6 +44,10 @@ class SimulatedJudge:
         self.person = person
         self.settings = settings
 
+    def check_prompt(self, prompt: Prompt, picture: Image) -> None:
+        """Raises InputError for a prompt that the world cannot read, whatever the picture is."""
+        self.person.choose(prompt, (picture, picture))
+
     def compare(self, prompt: Prompt, samples: Sequence[Sample], images: Sequence[Image]) -> Feedback:
         """Raises InputError for a prompt that the world cannot read and for other than two images."""
         if len(samples) != 2:
@@ -70,6 +75,7 @@ def judge(argument: str, settings: Settings | None = None) -> SimulatedJudge:
     people = import_module(f"{world(argument).__name__}.simulated")
     person = people.Person(**settings.model_dump(exclude_none=True))
     who = f"simulated:{argument}" + (f"#{settings.seed}" if settings.seed else "")  # another seed is another person
+    who += differing(person, people.Person(), [knob for knob in Settings.model_fields if knob != "seed"])
     return SimulatedJudge(who, person, settings)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from visfeedback.feedback.naming import differing
 from visfeedback.feedback.sides import sides
 from visfeedback.plugins import InputError, split_reference, world
 from visfeedback.types.records import PAIR_VALUES, Choice, Feedback, Frozen, Prompt, Sample, Verdict
@@ -35,6 +36,10 @@ class VerifierJudge:
         self.name = name
         self.verifier = verifier
         self.settings = settings
+
+    def check_prompt(self, prompt: Prompt, picture: Image) -> None:
+        """Raises InputError for a prompt that the verifier cannot read, whatever the picture is."""
+        self.verifier.verify(prompt.text, picture)
 
     def compare(self, prompt: Prompt, samples: Sequence[Sample], images: Sequence[Image]) -> Feedback:
         """Raises InputError for a prompt that the verifier cannot read."""
@@ -68,4 +73,6 @@ def judge(argument: str, settings: Settings | None = None) -> VerifierJudge:
     """``argument`` is a world that has a verifier, for example ``shapes``."""
     if split_reference(f"{argument}:") is None or not hasattr(world(argument), "verifier"):
         raise InputError(f"no world {argument!r} with a verifier; type --judge verifier:shapes")
-    return VerifierJudge(f"verifier:{argument}", world(argument).verifier(), settings or Settings())
+    settings = settings or Settings()
+    who = f"verifier:{argument}" + differing(settings, Settings(), ("tie_band",))  # the seed changes no verdict
+    return VerifierJudge(who, world(argument).verifier(), settings)

@@ -10,7 +10,7 @@ May import: types, sampling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -105,7 +105,7 @@ class PairBatches:
 
     def collate(self, items: Sequence[tuple[Pair, int]], reference: bool = True) -> Pairs:
         """(pair, draw) items -> a batch on the CPU, with reference errors if there is a table and they are wanted."""
-        flips = [self._flipped(pair, draw) for pair, draw in items]
+        flips = [self._chances(pair, draw)[1] for pair, draw in items]
         keys = [image_key(p.winner, f) for (p, _), f in zip(items, flips, strict=True)]
         keys += [image_key(p.loser, f) for (p, _), f in zip(items, flips, strict=True)]
         moments = self.tables.moments.rows(keys)
@@ -152,9 +152,12 @@ class PairBatches:
                 return t
         raise InputError(f"data.times = {low} {high}: this model is hardly ever trained there; widen it")
 
-    def _flipped(self, pair: Pair, index: int) -> bool:
-        """Known before the latents are, so that the right image is looked up."""
-        return self.recipe.flip and self._mirrors(torch.rand(2, generator=self._generator(pair, index))[1].item())
+    def _chances(self, pair: Pair, index: int) -> tuple[bool, bool]:
+        """Whether the prompt is dropped and the images are mirrored, known before the latents are looked up."""
+        if not (self.recipe.prompt_drop or self.recipe.flip):
+            return False, False
+        drop, mirror = torch.rand(2, generator=self._generator(pair, index)).tolist()
+        return drop < self.recipe.prompt_drop, self._mirrors(mirror)
 
     def _mirrors(self, chance: float) -> bool:
         return self.recipe.flip and chance < 0.5
@@ -172,23 +175,28 @@ class PairBatches:
         split = [key.rpartition("|") for key in keys]
         return self.collate([(self._by_id[name], int(draw)) for name, _, draw in split], reference=False)
 
-    def needed_draws(self, steps: int) -> int:
-        """How many draws of a pair ``steps`` steps use at most."""
-        epochs = -(-steps * self.recipe.per_step // len(self.pairs))
-        return min(self.recipe.draws or epochs, epochs)
+    def items(self, steps: int) -> Iterator[tuple[Pair, int]]:
+        """Every (pair, draw) of the first ``steps`` steps once, in the order of first use: more steps add some at the
+        end, and ``batch_size`` of them are a batch of the stream for as long as nothing repeats."""
+        count, different = steps * self.recipe.per_step, self.recipe.draws * len(self.pairs)
+        return (self.at(position) for position in range(min(count, different) if different else count))
 
-    def image_keys(self) -> list[str]:
-        """Every image that may be asked for, once."""
-        images = dict.fromkeys(image for pair in self.pairs for image in (pair.winner, pair.loser))
-        return [image_key(i, flipped) for flipped in ((False, True) if self.recipe.flip else (False,)) for i in images]
+    def repeats(self, steps: int) -> bool:
+        """Whether any (pair, draw) comes twice in that many steps."""
+        return 0 < self.recipe.draws * len(self.pairs) < steps * self.recipe.per_step
 
-    def prompt_keys(self) -> list[str]:
-        """Every text that may be asked for, once."""
-        return list(dict.fromkeys([*(pair.prompt for pair in self.pairs), *([""] if self.recipe.prompt_drop else [])]))
-
-    def draw_keys(self, draws: int) -> list[str]:
-        """Every (pair, draw), draws outermost, so that more draws only add shards at the end."""
-        return [draw_key(pair, draw) for draw in range(draws) for pair in self.pairs]
+    def shown(self, items: Iterable[tuple[Pair, int]]) -> tuple[list[str], list[str]]:
+        """Keys of the images and texts that these items need, each once, in the order of first use."""
+        images, texts = dict[str, None](), dict[str, None]()
+        most = (1 + self.recipe.flip) * len({image for pair in self.pairs for image in (pair.winner, pair.loser)})
+        every = {pair.prompt for pair in self.pairs} | ({""} if self.recipe.prompt_drop else set())
+        for pair, draw in items:
+            dropped, mirrored = self._chances(pair, draw)
+            texts["" if dropped else pair.prompt] = None
+            images |= dict.fromkeys(image_key(image, mirrored) for image in (pair.winner, pair.loser))
+            if len(images) == most and len(texts) == len(every):  # there is no other
+                break
+        return list(images), list(texts)
 
 
 def image_key(image: str, mirrored: bool) -> str:

@@ -1,4 +1,5 @@
-"""Checkpoints: folders `checkpoints/step-N` that are whole or absent, with all a run needs to go on bit for bit.
+"""Checkpoints: folders `checkpoints/step-N` that are whole or absent, with all a run needs to go on bit for bit (as far
+as the device's kernels repeat themselves: always on a CPU).
 
 A folder is written under a hidden name, every file fsynced, then renamed: one that is there is complete.
   adapter.safetensors   what is trained              ema.safetensors   its running average, when on

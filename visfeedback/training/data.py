@@ -22,6 +22,7 @@ from visfeedback.preferences.files import read_pairs
 from visfeedback.preferences.pairs import pairs_from_feedback
 from visfeedback.store.images import decode, read
 from visfeedback.training.settings import Data
+from visfeedback.types.addresses import without_passwords
 from visfeedback.types.records import Frozen, text_id
 
 
@@ -61,10 +62,11 @@ def load_pairs(data: Data) -> list[Pair]:
 
 def _nothing(data: Data, dropped: Mapping[str, int]) -> str:
     why = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    source = without_passwords(data.store) or data.pairs
     of_what = f" for criterion {data.criterion!r}" if data.store else ""
     left_out = f" (left out: {why})" if why else ""
     return (
-        f"{data.store or data.pairs} holds no preferences{of_what}{left_out}; "
+        f"{source} holds no preferences{of_what}{left_out}; "
         "make some with: visfeedback label --store URL --judge J --images SRC"
     )
 

@@ -1,4 +1,5 @@
-"""The one training loop: settings in, a run folder out; killed at any moment, it goes on to the same bits.
+"""The one training loop: settings in, a run folder out; killed at any moment, it goes on to the same bits (on a CPU; on
+a GPU as far as its kernels repeat themselves, and attention's backward pass may not).
 
     steps: batch -> method.loss -> gradient -> AdamW        beside them: metrics, drift, previews, checkpoints
 
@@ -11,11 +12,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from visfeedback.plugins import InputError
+from visfeedback.sampling.crew import Crew
 from visfeedback.training import checkpoint
 from visfeedback.training.checkpoint import Position, Snapshot
 from visfeedback.training.monitor import Monitor
@@ -26,6 +29,7 @@ from visfeedback.training.setup import Setup, prepare
 from visfeedback.training.step import NotFinite
 from visfeedback.training.surroundings import isolated, stop_on_signal
 from visfeedback.training.wrap_up import finish
+from visfeedback.types.locks import only_writer
 from visfeedback.types.protocols import Progress, silent
 
 
@@ -34,10 +38,12 @@ def fit(
 ) -> dict[str, Any]:
     """Train and return what ``out/summary.json`` says. ``command`` is what a person would type to repeat the run.
 
-    Raises InputError for wrong settings, data, models or folders, before anything is written, and when the loss stops
-    being a number (the state before that is saved); KeyboardInterrupt after saving when asked to stop.
+    Raises InputError for wrong settings, data, models or folders, before anything is written, when another process is
+    training there, and when the loss stops being a number (the state before that is saved); KeyboardInterrupt after
+    saving when asked to stop.
     """
-    with isolated(settings.engine):
+    guard = only_writer(Path(out)) if Crew.of_launcher().leads else nullcontext()
+    with isolated(settings.engine), guard:
         setup = prepare(settings, Run(out), resume, progress)
         training = Training(setup)
         training.restore()

@@ -1,4 +1,5 @@
-"""Looking at the run from beside: drift from the reference, held-out pairs, pictures. Changes nothing it looks at.
+"""Looking at the run from beside: drift from the reference, held-out pairs, pictures. Changes nothing it looks at, and
+looks at what will be saved: with a running average, at that.
 
 May import: types, sampling.
 """
@@ -6,22 +7,25 @@ May import: types, sampling.
 from __future__ import annotations
 
 import io
+import json
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
 from visfeedback.sampling.drift import drift
 from visfeedback.sampling.generate import derive_seed
 from visfeedback.sampling.render import GenerateSettings, evaluating, render
-from visfeedback.training.policy import unparked
-from visfeedback.training.setup import HELD_OUT_DRAWS, Setup
+from visfeedback.training import looks
+from visfeedback.training.data import Pair
+from visfeedback.training.policy import averaged, unparked
+from visfeedback.training.run import Run
+from visfeedback.training.setup import Setup
 from visfeedback.types.batches import Pairs
-from visfeedback.types.files import write_atomic
+from visfeedback.types.files import write_atomic, write_json
 
-PROBE = 16
-"""images on which the drift is measured"""
-HELD_OUT = 64
-"""held-out pairs that are looked at"""
+PROMPTS = "prompts.json"
+"""beside previews: their prompts, in the order of the pictures"""
 
 
 class Monitor:
@@ -43,29 +47,35 @@ class Monitor:
     def measure(self) -> dict[str, float]:
         """Drift, and loss and accuracy on held-out pairs; the same noise every time, so that values compare."""
         backbone, accelerator = self.setup.backbone, self.setup.accelerator
-        with torch.no_grad(), evaluating(backbone.pipe), accelerator.autocast():
+        looking = averaged(backbone, self.setup.stepper.average)
+        with looking, torch.no_grad(), evaluating(backbone.pipe), accelerator.autocast():
             return {"drift": self._drift()} | self._held_out()
 
     def _drift(self) -> float:
         generator = torch.Generator().manual_seed(derive_seed(self.setup.settings.engine.seed, "drift", 0))
-        draws = max(1, PROBE // len(self._probe.t))
+        draws = looks.drift_draws(self._probe_items)
         return drift(self.setup.backbone, self._probe.winner, self._probe.condition, generator, draws)
 
     @cached_property
     def _probe(self) -> Pairs:
-        """Training images of the first pairs, as many as fit a training batch."""
+        """The training images whose predictions are compared."""
+        batch = self.setup.stepper.batches.collate(self._probe_items, reference=False)
+        return batch.to(self.setup.backbone.device)
+
+    @cached_property
+    def _probe_items(self) -> list[tuple[Pair, int]]:
         batches = self.setup.stepper.batches
-        count = min(PROBE, 2 * batches.recipe.batch_size)
-        return batches.collate([(pair, 0) for pair in batches.pairs[:count]], reference=False).to(
-            self.setup.backbone.device
-        )
+        return looks.probe(batches.pairs, batches.recipe.batch_size)
+
+    @cached_property
+    def _held_out_items(self) -> list[tuple[Pair, int]]:
+        return looks.held_out(self.setup.held_out.pairs) if self.setup.held_out else []
 
     def _held_out(self) -> dict[str, float]:
         setup, batches = self.setup, self.setup.held_out
         if batches is None:
             return {}
-        size = batches.recipe.batch_size
-        items = [(pair, draw) for draw in range(HELD_OUT_DRAWS) for pair in batches.pairs[:HELD_OUT]]
+        size, items = batches.recipe.batch_size, self._held_out_items
         totals: dict[str, float] = {}
         for start in range(0, len(items), size):
             part = items[start : start + size]
@@ -84,15 +94,18 @@ class Monitor:
             return
         seeds = [derive_seed(setup.settings.engine.seed, prompt, 0) for prompt in prompts]
         batch = GenerateSettings().batch_size
-        with setup.progress("drawing previews", len(prompts)) as advance, unparked(setup.backbone):
+        folder = setup.run.samples / f"step-{step}"
+        looking = averaged(setup.backbone, setup.stepper.average)
+        with setup.progress("drawing previews", len(prompts)) as advance, unparked(setup.backbone), looking:
             for start in range(0, len(prompts), batch):
                 part = slice(start, start + batch)
                 images = render(setup.backbone.pipe, prompts[part], seeds[part], settings=GenerateSettings())
                 for number, image in enumerate(images, start):
                     buffer = io.BytesIO()
                     image.save(buffer, "PNG")
-                    write_atomic(setup.run.samples / f"step-{step}" / f"{number:02d}.png", buffer.getvalue())
+                    write_atomic(folder / f"{number:02d}.png", buffer.getvalue())
                 advance(len(images))
+        write_json(folder / PROMPTS, prompts)
 
 
 def preview_prompts(setup: Setup) -> list[str]:
@@ -101,3 +114,12 @@ def preview_prompts(setup: Setup) -> list[str]:
     if wanted.prompts:
         return list(wanted.prompts)
     return list(dict.fromkeys(pair.prompt for pair in setup.stepper.batches.pairs))[: wanted.count]
+
+
+def drawn(run: Run, step: int) -> dict[str, Path]:
+    """Prompt -> picture of the previews of ``step``; empty when there are none."""
+    folder = run.samples / f"step-{step}"
+    if not (folder / PROMPTS).is_file():
+        return {}
+    prompts = json.loads((folder / PROMPTS).read_text(encoding="utf-8"))
+    return {prompt: folder / f"{number:02d}.png" for number, prompt in enumerate(prompts)}

@@ -1,22 +1,24 @@
 """Pages of a finished run for people: card.md, a model card, and report.html.
 
-May import: types, config, report.
+May import: types, config, plugins, report.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from visfeedback import config
-from visfeedback.report.blocks import Cards, Command, Number, Section, Table
+from visfeedback import config, plugins
+from visfeedback.report.blocks import Card, Cards, Command, Number, Section
 from visfeedback.report.curves import training_curves
 from visfeedback.report.grids import before_after
 from visfeedback.report.page import Page, write_page
-from visfeedback.training.monitor import preview_prompts
-from visfeedback.training.run import flat, read_metrics
+from visfeedback.report.tables import flat, settings_table
+from visfeedback.training.monitor import drawn, preview_prompts
+from visfeedback.training.run import public, read_metrics
 from visfeedback.training.setup import Setup
 
 TAIL = 20
@@ -38,8 +40,8 @@ A LoRA for `{base}` trained with {name} on {pairs} preferences over {prompts} pr
 ```python
 import torch
 from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{folder}", torch_dtype=torch.float32)
+{imports}
+pipe = DiffusionPipeline.from_pretrained({source}, torch_dtype=torch.float32)
 pipe.load_lora_weights("adapter")
 ```
 
@@ -55,22 +57,36 @@ Settings:
 {toml}```
 
 What the numbers are: means over the last {tail} logged steps on the training pairs; drift is the mean squared
-difference between the predictions of this model and its reference. They do not say how good the images are: for that,
-`visfeedback evaluate` compares base and tuned on prompts that were not trained on.
+difference between the predictions of this model and its reference, {drift}.{holdout}
+They do not say how good the images are: for that, `visfeedback evaluate` compares base and tuned on prompts that were
+not trained on.
 """
 
 
 def card(setup: Setup, summary: dict[str, Any]) -> str:
     """card.md, a model card."""
-    settings = setup.settings
-    base = settings.model.id
+    settings, base = public(setup.settings), setup.settings.model.id
+    world, measured = plugins.split_reference(base), summary["measured_on"]
     return CARD.format(
         base=base, name=summary["method"]["name"], pairs=summary["pairs"], command=summary["command"], tail=TAIL,
         prompts=len({pair.prompt for pair in setup.stepper.batches.pairs}),
-        folder=setup.backbone.pipe.config.get("_name_or_path") or base,
+        imports=f"from visfeedback import {world[0]}\n" if world else "",
+        source=f'{world[0]}.model_folder("{world[1]}")' if world else json.dumps(base),
+        drift=on_images(measured["drift"]),
+        holdout=f" Held-out numbers: {on_pairs(measured['holdout'])}." if "holdout" in measured else "",
         rows="\n".join(f"| {name.replace('_', ' ')} | {summary[name]} |" for name in SHOWN if name in summary),
         toml=config.to_toml(settings),
     )  # fmt: skip
+
+
+def on_images(measured: dict[str, int]) -> str:
+    """``on 16 training images of 12 prompts``."""
+    return f"on {measured['images']} training images of {measured['prompts']} prompts"
+
+
+def on_pairs(measured: dict[str, int]) -> str:
+    """``64 pairs of 40 prompts that were not trained on``."""
+    return f"{measured['pairs']} pairs of {measured['prompts']} prompts that were not trained on"
 
 
 def write_report(setup: Setup, summary: dict[str, Any]) -> Path:
@@ -81,7 +97,7 @@ def write_report(setup: Setup, summary: dict[str, Any]) -> Path:
         sections.append(Section("Before and after", (Cards(tuple(cards)),), lead))
     sections.append(Section("Run it again", (Command(summary["command"]),)))
     lead = "What differs from the defaults; `config.toml` has everything, `environment.json` the versions."
-    sections.append(Section("Settings", (_settings_table(setup),), lead))
+    sections.append(Section("Settings", (settings_table(_chosen(setup)),), lead))
     title = f"{summary['method']['name'].upper()} on {summary['model']}: {summary['pairs']} preferences learned"
     page = Page(title, sections, "visfeedback train", _sentence(summary), _numbers(summary))
     return write_page(setup.run.report, page)
@@ -96,38 +112,35 @@ def _sentence(summary: dict[str, Any]) -> str:
 
 
 def _numbers(summary: dict[str, Any]) -> tuple[Number, ...]:
-    numbers: list[Number] = []
+    numbers, measured = list[Number](), summary["measured_on"]
     if "implicit_accuracy" in summary:
         note = f"training pairs, mean of the last {TAIL} logged steps; 50% is chance"
         numbers.append(Number("Pairs ranked right", f"{summary['implicit_accuracy']:.0%}", note=note))
     if "holdout_implicit_accuracy" in summary:
         value = f"{summary['holdout_implicit_accuracy']:.0%}"
-        numbers.append(Number("Held-out pairs ranked right", value, note="prompts that were not trained on"))
+        numbers.append(Number("Held-out pairs ranked right", value, note=on_pairs(measured["holdout"])))
     if "drift" in summary:
-        note = "mean squared difference to the reference's predictions"
+        note = f"mean squared difference to the reference's predictions, {on_images(measured['drift'])}"
         numbers.append(Number("Drift", f"{summary['drift']:.2g}", note=note))
     numbers.append(Number("Peak memory", f"{summary['peak_mib']} MiB"))
     return tuple(numbers)
 
 
-def _pictures(setup: Setup, last: int) -> list[Any]:
-    cards: list[Any] = []
-    for number, prompt in enumerate(preview_prompts(setup)):
-        files = [setup.run.samples / f"step-{step}" / f"{number:02d}.png" for step in (0, last)]
-        if all(file.exists() for file in files):
+def _pictures(setup: Setup, last: int) -> list[Card]:
+    """Of prompts that were drawn both before and after: what is drawn may change when a run goes on."""
+    before, after = drawn(setup.run, 0), drawn(setup.run, last)
+    cards: list[Card] = []
+    for prompt in preview_prompts(setup):
+        files = [pictures[prompt] for pictures in (before, after) if prompt in pictures]
+        if len(files) == 2:
             base, tuned = (Image.open(file).convert("RGB") for file in files)
             cards.append(before_after(prompt, base, tuned))
     return cards
 
 
-def _settings_table(setup: Setup) -> Table:
+def _chosen(setup: Setup) -> dict[str, Any]:
     """What differs from the defaults."""
     kind: Any = type(setup.settings)  # of this method, whose defaults fill every section
     default = dict(flat(kind().model_dump(mode="json")))
-    chosen = flat(setup.settings.model_dump(mode="json"))
-    rows = [(key, _word(value)) for key, value in chosen if value != default[key] or key == "method.name"]
-    return Table(("key", "value"), tuple(rows), words=True)
-
-
-def _word(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    chosen = flat(public(setup.settings).model_dump(mode="json"))
+    return {key: value for key, value in chosen if value != default[key] or key == "method.name"}

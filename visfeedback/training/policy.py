@@ -20,13 +20,15 @@ from visfeedback.training.settings import TrainSettings
 def load_policy(settings: TrainSettings, device: str) -> Any:
     """The backbone with a LoRA that equals the reference: nothing is learned yet.
 
-    With `model.adapter` policy and reference both start as the model with that LoRA, else as the bare model.
+    With `model.adapter` policy and reference both start as the model with that LoRA, else as the bare model; dropout is
+    this run's own either way.
     Raises InputError when model or adapter is missing, damaged, or they do not fit.
     """
     model, lora, seed = settings.model, settings.lora, settings.engine.seed
     backbone = load(model.id, adapter=model.adapter, dtype=model.dtype, device=device)
     if model.adapter:
         backbone.freeze_reference()
+        backbone.set_dropout(lora.dropout)
     else:
         backbone.add_lora(lora.rank, lora.alpha or None, lora.targets, lora.dropout, derive_seed(seed, "lora", 0))
     if settings.engine.gradient_checkpointing:
@@ -61,6 +63,20 @@ class Average:
     def load(self, values: Mapping[str, Tensor]) -> None:
         for name, value in self.values.items():
             value.copy_(values[name])
+
+
+@contextmanager
+def averaged(backbone: Any, average: Average | None) -> Iterator[None]:
+    """Inside the block the policy is its running average, if there is one: what `adapter/` will hold."""
+    if average is None:
+        yield
+        return
+    own = {name: parameter.detach().clone() for name, parameter in backbone.named_parameters()}
+    put_weights(backbone, average.values)
+    try:
+        yield
+    finally:
+        put_weights(backbone, own)
 
 
 def park(backbone: Any) -> None:

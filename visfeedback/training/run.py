@@ -3,7 +3,7 @@
   config.toml (resolved) · environment.json · pairs.jsonl (what is learned) · metrics.jsonl · cache/ · checkpoints/
   adapter/ (diffusers LoRA) · samples/ · summary.json · report.html · card.md
 Every file is written under a temporary name and renamed; metrics.jsonl is appended to, and cut back on resume.
-May import: types, config, plugins.
+May import: types, config, plugins, report.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from visfeedback import config
 from visfeedback.plugins import InputError
+from visfeedback.report.tables import flat
 from visfeedback.training.settings import TrainSettings
+from visfeedback.types.addresses import without_passwords
 from visfeedback.types.files import cut_torn_line, write_atomic
 
 FREE = {
@@ -67,15 +69,22 @@ def check_folder(run: Run, settings: TrainSettings, resume: bool) -> None:
 
 def write_settings(run: Run, settings: TrainSettings) -> None:
     """config.toml, all defaults filled in."""
-    write_atomic(run.config, config.to_toml(settings))
+    write_atomic(run.config, config.to_toml(public(settings)))
+
+
+def public(settings: TrainSettings) -> TrainSettings:
+    """The settings as every file of the folder shows them, for the folder may be published: without a password. A run
+    goes on from its pairs.jsonl, so nothing there needs it."""
+    store = without_passwords(settings.data.store)
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"store": store})})
 
 
 def check_same(recorded: Mapping[str, Any], settings: TrainSettings, source: Path) -> None:
     """Raises InputError naming the first key whose change would change the result."""
-    now = dict(flat(settings.model_dump(mode="json")))
+    now = dict(flat(public(settings).model_dump(mode="json")))
     before: dict[str, Any] = {"method.name": recorded.get("method", {}).get("name")}
     if before["method.name"] == now["method.name"]:  # then the same model reads both, and fills in newer knobs
-        before = dict(flat(config.build(type(settings), recorded, str(source)).model_dump(mode="json")))
+        before = dict(flat(public(config.build(type(settings), recorded, str(source))).model_dump(mode="json")))
     for key in before:
         if now[key] != before[key] and not _may_change(key, before, now):
             raise InputError(
@@ -89,15 +98,6 @@ def _may_change(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
     if key == "optim.steps":
         return before["optim.schedule"] == "constant_with_warmup" and now[key] > before[key]
     return key in FREE
-
-
-def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested tables."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 class Metrics:

@@ -83,7 +83,7 @@ class Optim(Frozen):
     weight_decay: float = Field(default=1e-2, ge=0)
     """AdamW's decoupled decay"""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's moment decays"""
+    """AdamW's moment decays, each from 0 to below 1"""
     epsilon: float = Field(default=1e-8, gt=0)
     """AdamW's denominator constant"""
     max_grad_norm: float = Field(default=1.0, ge=0)
@@ -91,9 +91,16 @@ class Optim(Frozen):
     eight_bit: bool = False
     """8-bit optimizer states (needs bitsandbytes and a GPU)"""
 
+    @field_validator("betas")
+    @classmethod
+    def _decays(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("expected two numbers from 0 to below 1, for example 0.9 0.999")
+        return betas
+
 
 class Lora(Frozen):
-    """The adapter that is trained (peft). Ignored when `model.adapter` brings its own shape."""
+    """The adapter that is trained (peft). When `model.adapter` brings its own shape, only `dropout` counts."""
 
     rank: int = Field(default=16, ge=1)
     """width of the update"""
@@ -122,7 +129,8 @@ class Cache(Frozen):
     text: bool = True
     """every distinct prompt's encoding"""
     reference: bool = True
-    """the reference's errors for every (pair, draw): the reference network then never runs in the loop"""
+    """the reference's errors for every (pair, draw), when any is used twice (see `draws`): the reference network then
+    never runs in the loop"""
     draws: int = Field(default=0, ge=0)
     """different (noise, t) a pair gets before they repeat; 0 = new ones in every epoch"""
 
@@ -130,12 +138,12 @@ class Cache(Frozen):
 class Engine(Frozen):
     """Seeds, devices, and what is written when."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**53)
     """the order of pairs, their noise and the adapter's start follow from it"""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`"""
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`"""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """autocast of the network calls"""
+    """autocast of the network calls; `fp16` needs a GPU"""
     gradient_checkpointing: bool = False
     """less memory, about a third more time"""
     threads: int = Field(default=0, ge=0)

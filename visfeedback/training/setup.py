@@ -1,13 +1,14 @@
 """From settings to everything the loop needs: devices, network, pairs, tables, optimizer. Nothing is trained here.
 
 Checks come first and files last: until everything is ready the run folder holds nothing but `cache/`.
-May import: types, config, plugins, store, backbones, and accelerate.
+May import: types, config, plugins, store, backbones, report, and accelerate.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,23 +17,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 
+from visfeedback.backbones.load import pick_device
 from visfeedback.plugins import InputError
-from visfeedback.training import tables
+from visfeedback.report.tables import flat
+from visfeedback.training import looks, tables
 from visfeedback.training.batches import PairBatches, Recipe, Tables
 from visfeedback.training.data import Pair, load_pairs, split
 from visfeedback.training.optimizer import build_optimizer
 from visfeedback.training.policy import Average, load_policy, park
-from visfeedback.training.run import Run, check_folder, write_settings
+from visfeedback.training.run import Run, check_folder, public, write_settings
 from visfeedback.training.settings import Engine, TrainSettings
 from visfeedback.training.step import Loss, Stepper
 from visfeedback.training.surroundings import environment
 from visfeedback.types.files import read_jsonl, write_atomic, write_json
 from visfeedback.types.protocols import Progress, silent
-
-HELD_OUT_DRAWS = 4
-"""(noise, time) at which each held-out pair is looked at: with one, accuracy is mostly chance"""
 
 
 @dataclass
@@ -86,27 +86,48 @@ def prepare(settings: TrainSettings, run: Run, resume: bool, progress: Progress)
 
 
 def make_accelerator(engine: Engine, run: Run) -> Accelerator:
-    """Devices, precision and trackers. Raises InputError for trackers that are not installed."""
+    """Device, precision and trackers. Raises InputError for what this machine does not have or cannot do."""
     missing = [name for name in engine.trackers if find_spec(name) is None]
     if missing:
         raise InputError(f"tracker {missing[0]} is not installed: pip install 'visfeedback[trackers]'")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # accelerate remembers the precision of an earlier run
-        AcceleratorState._reset_state(reset_partial_state=True)
-    on_cpu = engine.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    if engine.device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"no device {engine.device!r} on this machine; expected auto or cpu")
+    device = _device(engine)
     try:
         return Accelerator(
-            cpu=on_cpu, mixed_precision=engine.mixed_precision, log_with=list(engine.trackers) or None,
+            cpu=device.type == "cpu", mixed_precision=engine.mixed_precision, log_with=list(engine.trackers) or None,
             project_dir=str(run.root / "trackers"),
+            # `accumulate` is ours: a launcher's setting would divide the gradient once more.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )  # fmt: skip
-    except ValueError as error:  # fp16 on a CPU
+    except ValueError as error:
         line = (str(error).splitlines() or ["it is not supported"])[0]
         raise InputError(f"engine.mixed_precision = {engine.mixed_precision}: {line}") from None
 
 
+def _device(engine: Engine) -> torch.device:
+    """What the settings mean on this machine, made the one that accelerate will use."""
+    device, alone = pick_device(engine.device), int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if device.type == "cpu" and engine.mixed_precision == "fp16":
+        raise InputError("engine.mixed_precision = fp16 needs a GPU, and this run is on the cpu; choose bf16 or no")
+    if ":" in engine.device and not alone:
+        raise InputError(f"engine.device = {engine.device} is one GPU for several processes; choose cuda or auto")
+    if alone:  # accelerate remembers the device and the precision of an earlier run
+        AcceleratorState._reset_state(reset_partial_state=True)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+    return device
+
+
 def _same_machine(recorded: dict[str, Any], accelerator: Accelerator, engine: Engine, run: Run) -> None:
-    """Use the recorded number of threads; insist on the number of processes, for both decide the last bits."""
+    """Use the recorded number of threads; insist on the kind of device and the number of processes: all decide the last
+    bits. Another model of GPU is only warned about."""
+    device, name = accelerator.device, _device_name(accelerator.device)
+    kind, before = recorded.get("device", str(device)).partition(":")[0], recorded.get("device_name", name)
+    if kind != device.type:
+        raise InputError(
+            f"the run in {run.root} was started on {kind} ({before}), now it is {device.type}; go on there"
+        )
+    if before != name:
+        warnings.warn(f"the run was started on {before}, now it is {name}: the last bits may differ", stacklevel=2)
     if threads := recorded.get("threads") or engine.threads:
         torch.set_num_threads(threads)
     before, now = recorded.get("processes", accelerator.num_processes), accelerator.num_processes
@@ -149,18 +170,18 @@ def make_batches(
         settings.engine.seed, optim.batch_size, optim.accumulate, worker.ranks, cache.draws, data.prompt_drop,
         data.flip, data.group, data.times,
     )  # fmt: skip
-    empty = Tables(tables.NOTHING, tables.NOTHING)
-    everything = PairBatches([*train, *held], empty, worker.backbone.process, recipe)
-    ready = Tables(
-        tables.moments(worker, everything.pairs, everything.image_keys()),
-        tables.text(worker, everything.prompt_keys()),
-    )
-    batches = PairBatches(train, ready, worker.backbone.process, recipe)
-    batches = tables.with_reference(worker, batches, batches.needed_draws(optim.steps))
+    empty, process = Tables(tables.NOTHING, tables.NOTHING), worker.backbone.process
+    batches, held_out = PairBatches(train, empty, process, recipe), PairBatches(held, empty, process, recipe)
+    looked_at, probed = looks.held_out(held), looks.probe(train, optim.batch_size)
+    # What is looked at comes first, for what is trained on grows when a run goes on to more steps.
+    needed = [held_out.shown(looked_at), batches.shown(probed), batches.shown(batches.items(optim.steps))]
+    images, texts = (list(dict.fromkeys(key for part in needed for key in part[which])) for which in (0, 1))
+    ready = Tables(tables.moments(worker, [*train, *held], images), tables.text(worker, texts))
+    batches, held_out = PairBatches(train, ready, process, recipe), PairBatches(held, ready, process, recipe)
+    batches = tables.with_reference(worker, batches, batches.items(optim.steps), batches.repeats(optim.steps))
     if not held:
         return batches, None
-    held_out = PairBatches(held, ready, worker.backbone.process, recipe)
-    return batches, tables.with_reference(worker, held_out, HELD_OUT_DRAWS)
+    return batches, tables.with_reference(worker, held_out, looked_at, looks.times(settings) > 1)
 
 
 def _stepper(
@@ -192,5 +213,5 @@ def _device_name(device: torch.device) -> str:
 
 def _start_trackers(accelerator: Accelerator, settings: TrainSettings) -> None:
     if settings.engine.trackers:
-        flat = {f"{a}.{k}": str(v) for a, b in settings.model_dump(mode="json").items() for k, v in b.items()}
-        accelerator.init_trackers("visfeedback", flat)
+        knobs = {key: str(value) for key, value in flat(public(settings).model_dump(mode="json"))}
+        accelerator.init_trackers("visfeedback", knobs)

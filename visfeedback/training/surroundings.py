@@ -1,6 +1,6 @@
 """What surrounds a run: global random state and threads put back afterwards, signals, and a record of versions.
 
-May import: types.
+May import: types, plugins.
 """
 
 from __future__ import annotations
@@ -20,18 +20,24 @@ from typing import Any
 import numpy
 import torch
 
+from visfeedback.plugins import VERSION
 from visfeedback.training.settings import Engine
+from visfeedback.types.addresses import without_passwords
 from visfeedback.types.records import now
 
-PACKAGES = ("visfeedback", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
 
 
 @contextmanager
 def isolated(engine: Engine) -> Iterator[None]:
-    """Inside the block global random numbers follow from the seed; random states and thread count return after it."""
+    """Inside the block global random numbers follow from the seed, and convolutions on a GPU use kernels that repeat
+    themselves; random states, thread count, kernels and the current GPU return after it."""
     cuda = list(range(torch.cuda.device_count()))
     states, threads = (random.getstate(), numpy.random.get_state()), torch.get_num_threads()
+    kernels: Any = torch.backends.cudnn
+    chosen, current = (kernels.benchmark, kernels.deterministic), torch.cuda.current_device() if cuda else None
     with torch.random.fork_rng(devices=cuda):
+        kernels.benchmark, kernels.deterministic = False, True
         random.seed(engine.seed)
         numpy.random.seed(engine.seed % 2**32)
         torch.manual_seed(engine.seed)
@@ -41,6 +47,9 @@ def isolated(engine: Engine) -> Iterator[None]:
             random.setstate(states[0])
             numpy.random.set_state(states[1])
             torch.set_num_threads(threads)
+            kernels.benchmark, kernels.deterministic = chosen
+            if current is not None:
+                torch.cuda.set_device(current)
 
 
 @contextmanager
@@ -74,8 +83,8 @@ def environment(**more: Any) -> dict[str, Any]:
     """environment.json: versions, code revision, machine, and what the caller adds."""
     return {
         "started_at": now().isoformat(),
-        "command": sys.argv,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "command": [without_passwords(part) for part in sys.argv],
+        "versions": {"python": platform.python_version(), "visfeedback": VERSION, **{p: _version(p) for p in PACKAGES}},
         "git_revision": git_revision(),
         "platform": platform.platform(),
         **more,

@@ -1,12 +1,13 @@
 """What a run computes once: images' latent moments, prompts' encodings, the reference's errors.
 
-Each is a table on disk (`cache.py`) or, with its switch in `engine.cache` off, computed at every use.
-May import: types, plugins.
+Each is a table on disk (`cache.py`) or, with its switch in `engine.cache` off, computed at every use; always without
+dropout, which would make a constant of what chance gave it first.
+May import: types, plugins, sampling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from visfeedback.plugins import InputError
-from visfeedback.training.batches import MIRRORED, PairBatches, condition_rows
+from visfeedback.sampling.render import evaluating
+from visfeedback.training.batches import MIRRORED, PairBatches, condition_rows, draw_key
 from visfeedback.training.cache import Compute, Live, Rows, Stored, digest, fill
 from visfeedback.training.data import Pair, pixels
 from visfeedback.training.settings import TrainSettings
@@ -24,7 +26,7 @@ from visfeedback.types.protocols import Progress
 
 NOTHING = Live(lambda keys: {})
 """a table without rows"""
-IMAGES_AT_ONCE, TEXTS_AT_ONCE = 8, 64
+IMAGES_AT_ONCE, TEXTS_AT_ONCE = 8, 16
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,21 @@ class Worker:
     rank: int = 0
     ranks: int = 1
 
-    def table(self, name: str, keys: Sequence[str], compute: Compute, chunk: int, on: bool, words: str) -> Rows:
+    def table(
+        self, name: str, keys: Sequence[str], compute: Compute, chunk: int, on: bool, words: str, pad: bool = True
+    ) -> Rows:
         """Rows of ``keys``; ``words`` is what people see while the table fills."""
+
+        def undisturbed(some: Sequence[str]) -> dict[str, Tensor]:
+            with evaluating(self.backbone.pipe):
+                return compute(some)
+
         if not on:
-            return Live(compute)
+            return Live(undisturbed)
         folder = self.folder / f"{name}-{self._depends_on(name)}"
-        fill(folder, keys, compute, chunk, (self.progress, words), self.rank, self.ranks)
+        fill(folder, keys, undisturbed, chunk, (self.progress, words), self.rank, self.ranks, pad)
         self.barrier()
-        return Stored(folder, keys)
+        return Stored(folder, keys, chunk)
 
     def _depends_on(self, name: str) -> str:
         """Digest of everything a row of this table follows from, besides its key."""
@@ -95,18 +104,23 @@ def text(worker: Worker, keys: Sequence[str]) -> Rows:
     return worker.table("text", keys, compute, TEXTS_AT_ONCE, worker.settings.engine.cache.text, "encoding prompts")
 
 
-def with_reference(worker: Worker, batches: PairBatches, draws: int) -> PairBatches:
-    """The same batches, bringing the reference's errors if the method can use them ready-made."""
+def with_reference(worker: Worker, batches: PairBatches, items: Iterable[tuple[Pair, int]], again: bool) -> PairBatches:
+    """The same batches, bringing the reference's errors of ``items`` if the method can use them ready-made.
+
+    Not when no item is used ``again``: computed in the loop they cost the same, and no disk. They are the same to the
+    bit, for chunks of the table are batches of the loop.
+    """
     reference = getattr(worker.settings.method, "reference", None)
-    if reference is None or not worker.settings.engine.cache.reference:
+    if reference is None or not (again and worker.settings.engine.cache.reference):
         return batches
 
     def compute(keys: Sequence[str]) -> dict[str, Tensor]:
         with worker.autocast():
             return {"errors": reference(worker.backbone, batches.pairs_of(keys).to(worker.backbone.device)).float()}
 
+    keys = [draw_key(pair, draw) for pair, draw in items]
     rows = worker.table(
-        "reference", batches.draw_keys(draws), compute, batches.recipe.batch_size, True, "measuring the reference"
+        "reference", keys, compute, batches.recipe.batch_size, True, "measuring the reference", pad=False
     )
     return PairBatches(batches.pairs, replace(batches.tables, reference=rows), batches.process, batches.recipe)
 

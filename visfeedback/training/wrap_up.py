@@ -5,18 +5,16 @@ May import: types.
 
 from __future__ import annotations
 
-import resource
-import sys
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from visfeedback.training.checkpoint import Position
+from visfeedback.training.looks import looked_at
 from visfeedback.training.pages import TAIL, card, write_report
 from visfeedback.training.run import read_metrics
 from visfeedback.training.setup import Setup
+from visfeedback.types.addresses import without_passwords
 from visfeedback.types.files import write_atomic, write_json
+from visfeedback.types.memory import peak_mib
 
 
 def finish(setup: Setup, position: Position, command: str) -> dict[str, Any]:
@@ -39,12 +37,13 @@ def summarize_run(setup: Setup, position: Position, command: str) -> dict[str, A
     rows = read_metrics(setup.run.metrics) if setup.main else []
     images = 2 * position.step * batches.recipe.per_step
     return {
-        "command": command or f"visfeedback train {setup.run.config} --out DIR",
+        "command": without_passwords(command) or f"visfeedback train {setup.run.config} --out DIR",
         "seed": settings.engine.seed, "method": settings.method.model_dump(mode="json"), "model": settings.model.id,
         "steps": position.step, "seconds": round(position.seconds, 1), "peak_mib": peak_mib(),
         "pairs": len(batches.pairs), "pairs_held_out": len(setup.held_out.pairs) if setup.held_out else 0,
         "epochs": round(images / 2 / len(batches.pairs), 2), "images_seen": images,
-        **last_values(rows), "conventions": conventions(setup), "adapter": str(setup.run.adapter),
+        **last_values(rows), "measured_on": measured_on(setup), "conventions": conventions(setup),
+        "adapter": str(setup.run.adapter),
     }  # fmt: skip
 
 
@@ -65,24 +64,13 @@ def conventions(setup: Setup) -> dict[str, float]:
     known = getattr(setup.settings.method, "conventions", None)
     if known is None:
         return {}
-    pair = setup.stepper.batches.pairs[0]
-    latent = setup.stepper.batches.collate([(pair, 0)], reference=False).winner.shape[1:]
+    batches = setup.stepper.batches
+    latent = batches.collate([batches.at(0)], reference=False).winner.shape[1:]
     return known(tuple(latent))
 
 
-def peak_mib() -> int:
-    """Most memory this process has used, MiB; on a GPU the GPU's."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return round(torch.cuda.max_memory_allocated() / 2**20)
-    return host_peak_mib()
-
-
-def host_peak_mib() -> int:
-    """Most memory of the host that this process has used, MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss begins at what the parent process had
-        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), "")
-        if line:
-            return int(line.split()[1]) // 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak >> (20 if sys.platform == "darwin" else 10)  # bytes on macOS, KiB elsewhere
+def measured_on(setup: Setup) -> dict[str, dict[str, int]]:
+    """How many images, pairs and prompts drift and held-out measures rest on."""
+    batches = setup.stepper.batches
+    held = setup.held_out.pairs if setup.held_out else []
+    return looked_at(batches.pairs, held, batches.recipe.batch_size)
