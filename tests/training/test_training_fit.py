@@ -111,14 +111,17 @@ def test_a_cache_changes_nothing(settings, tmp_path, cache):
     assert found == [True, False]
 
 
-@pytest.mark.parametrize("group", [False, True])
-def test_a_table_of_the_reference_is_the_loop_to_the_bit(settings, tmp_path, group):
+@pytest.mark.parametrize(("group", "holdout"), [(False, 0.34), (True, 0.0)])
+def test_a_table_of_the_reference_is_the_loop_to_the_bit(settings, tmp_path, group, holdout):
     """10 (pair, draw) in batches of 2 are the first 5 steps: the rows were computed in these very batches. Only from
-    step 6 on, where they repeat in other company, may last bits differ."""
-    changes = {"data": {"group": group, "prompt_drop": 0.5}, "optim": {"steps": 6}}
-    fit(settings(**changes, engine={"cache": {"draws": 2}}), tmp_path / "stored")
-    fit(settings(**changes, engine={"cache": {"draws": 2, "reference": False}}), tmp_path / "live")
-    rows = [read_metrics(tmp_path / name / "metrics.jsonl")[:5] for name in ("stored", "live")]
+    step 6 on, where they repeat in other company, may last bits differ. Held-out pairs keep to their batches, too."""
+    changes = {"data": {"group": group, "prompt_drop": 0.5, "holdout": holdout}, "optim": {"steps": 6}}
+    fit(settings(**changes, engine={"drift_every": 2, "cache": {"draws": 2}}), tmp_path / "stored")
+    fit(settings(**changes, engine={"drift_every": 2, "cache": {"draws": 2, "reference": False}}), tmp_path / "live")
+    assert len(list(tmp_path.glob("stored/cache/reference-*/*"))) == (2 if holdout else 1)
+    count = 3 if holdout else 5  # 2 pairs of 5 are held out: 6 (pair, draw), 3 steps
+    rows = [read_metrics(tmp_path / name / "metrics.jsonl")[:count] for name in ("stored", "live")]
+    assert ("holdout_loss" in rows[0][1]) is bool(holdout)
     clocks = ("seconds", "step_seconds")
     assert [{k: v for k, v in row.items() if k not in clocks} for row in rows[0]] == [
         {k: v for k, v in row.items() if k not in clocks} for row in rows[1]
