@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from visfeedback.shapes import MODELS, grammar, renderer, verify
@@ -494,16 +495,10 @@ def table(right: dict[str, list[bool]], what: str = "fully right") -> str:
     lines = [f"| category | {what} | 95% interval | n |", "|---|---|---|---|"]
     for category in grammar.CATEGORIES:
         hits, n = sum(right[category]), len(right[category])
-        low, high = wilson(hits, n)
+        low, high = binomtest(hits, n).proportion_ci(method="wilson")
         lines.append(f"| {category} | {hits / n:.1%} | {low:.1%} to {high:.1%} | {n} |")
     mean = np.mean([np.mean(right[c]) for c in grammar.CATEGORIES])
     return "\n".join([*lines, f"| equal-weight mean | {mean:.1%} | | {sum(map(len, right.values()))} |"])
-
-
-def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    p, q = hits / n, z * z / n
-    middle, half = (p + q / 2) / (1 + q), z * np.sqrt(p * (1 - p) / n + q / (4 * n)) / (1 + q)
-    return float(max(0.0, middle - half)), float(min(1.0, middle + half))
 
 
 SD_CARD = """# shapes:sd

@@ -253,6 +253,20 @@ def test_lines_are_neither_wrapped_nor_marked_up(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == text + "\n"
 
 
+ADDRESS = "postgresql+psycopg://ada:s3cret@host/prefs"
+
+
+def test_no_password_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Store addresses are in lines, tables and answers; who looks over a shoulder or reads a log shall not get in."""
+    console = Console()
+    console.info(f"the store is {ADDRESS}")
+    console.table(ADDRESS, ["store"], [[ADDRESS]])
+    console.error(ADDRESS)
+    shown = capsys.readouterr().err + cli.to_json({"store": ADDRESS, "deep": [Path("x"), {"url": ADDRESS}]})
+    assert "s3cret" not in shown
+    assert shown.count("ada@host/prefs") == 6
+
+
 def test_a_table_shows_its_cells(capsys: pytest.CaptureFixture[str]) -> None:
     Console().table("t", ("name", "n"), [("a[b]", 1), ("c", 2.5)])
     seen = capsys.readouterr().err

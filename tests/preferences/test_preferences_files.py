@@ -92,3 +92,17 @@ def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text(json.dumps(ROWS[0]) + "\n{broken\n")
     with pytest.raises(InputError, match="row 2: not a JSON object"):
         read_pairs(tmp_path / "x.jsonl")
+
+
+def test_a_mark_in_front_of_the_first_line_is_no_part_of_it(tmp_path: Path):
+    """Windows programs begin UTF-8 text with U+FEFF."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(ROWS[0]), encoding="utf-8-sig")
+    assert [row.prompt for row in read_pairs(path)] == [ROWS[0]["prompt"]]
+
+
+def test_a_cell_that_csv_cannot_hold_is_one_line(tmp_path: Path):
+    """Python's csv reads cells of up to 131,072 characters: a picture pasted into one is more."""
+    path = write(tmp_path / "pairs.csv", [ROWS[0] | {"prompt": "x" * 140_000}])
+    with pytest.raises(InputError, match=r"pairs\.csv cannot be read as csv: field larger than field limit"):
+        list(read_pairs(path))

@@ -84,6 +84,7 @@ def test_feedback_of_one_judge(filled: store.Store, make_samples: Make, vote: Vo
     assert [record.id for record in filled.feedback(judge="human:bob")] == ["other"]
 
 
+@pytest.mark.parametrize("any_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     "statement",
     [
@@ -98,8 +99,6 @@ def test_feedback_is_append_only_for_everybody(filled: store.Store, statement: s
     import sqlite3
     from contextlib import closing
 
-    if not (tmp_path / "prefs.db").is_file():
-        pytest.skip("a plain sqlite3 connection needs SQLite; the next test is about PostgreSQL too")
     before = list(filled.feedback(include_retracted=True))
     with closing(sqlite3.connect(tmp_path / "prefs.db")) as raw:
         if "REPLACE" in statement:

@@ -31,8 +31,7 @@ def test_every_knob_of_adamw_reaches_it():
     assert found == {"lr": 0.1, "betas": (0.5, 0.6), "eps": 0.7, "weight_decay": 0.8}
 
 
-def test_eight_bit_states_need_their_package():
-    if __import__("importlib.util").util.find_spec("bitsandbytes"):
-        pytest.skip("bitsandbytes is installed")
+def test_eight_bit_states_need_their_package(monkeypatch):
+    monkeypatch.setattr("visfeedback.training.optimizer.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install bitsandbytes"):
         build_optimizer([torch.nn.Parameter(torch.zeros(1))], Optim(eight_bit=True))

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visfeedback.plugins import InputError, nearest
+from visfeedback.types.addresses import without_passwords
 
 if TYPE_CHECKING:
     from visfeedback.cli.console import Console
@@ -133,7 +134,7 @@ def one_line(text: str) -> str:
 
 
 def to_json(value: Any) -> str:
-    """Strict JSON on one line: NaN and infinities become null, paths and other objects their text."""
+    """Strict JSON on one line: NaN and infinities become null, paths and other objects their text; no passwords."""
     return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
 
 
@@ -144,13 +145,15 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
+    if isinstance(value, str):
+        return without_passwords(value)
+    if value is None or isinstance(value, int):
         return value
     if hasattr(value, "model_dump"):
         return _plain(value.model_dump(mode="json"))
     if hasattr(value, "tolist"):  # numpy and torch numbers and arrays
         return _plain(value.tolist())
-    return str(value)
+    return without_passwords(str(value))
 
 
 def _first_process() -> bool:

@@ -39,16 +39,11 @@ def _read(note: Path) -> dict[str, Any]:
 
 
 def _compare(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    old, new = _flat(before), _flat(now)
+    from visfeedback.report.tables import flat
+
+    old, new = dict(flat(before)), dict(flat(now))
     for key in [*new, *old]:
         if old.get(key) != new.get(key):
             raise InputError(
                 f"{out} was made with {key} = {old.get(key)!r}, now it is {new.get(key)!r}; give another --out"
             )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -33,6 +33,7 @@ from rich.text import Text
 
 from visfeedback.cli import one_line
 from visfeedback.plugins import InputError, nearest
+from visfeedback.types.addresses import without_passwords
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -82,17 +83,17 @@ class Console:
         self._line(f"error: {one_line(text)}", style="red")
 
     def _line(self, text: str, style: str | None = None) -> None:
-        self.rich.print(text, style=style, markup=False, soft_wrap=True)
+        self.rich.print(without_passwords(text), style=style, markup=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """A table; cells are shown as their text."""
         if self.quiet:
             return
-        grid = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+        grid = Table(title=without_passwords(title), title_justify="left", show_edge=False, pad_edge=False)
         for column in columns:
             grid.add_column(column, overflow="fold")
         for row in rows:
-            grid.add_row(*(_escape(str(cell)) for cell in row))
+            grid.add_row(*(_escape(without_passwords(str(cell))) for cell in row))
         self.rich.print(grid)
 
     @contextmanager

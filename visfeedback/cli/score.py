@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
 from visfeedback.cli.console import Console, PartialFailure, parse
-from visfeedback.types.records import Frozen
+from visfeedback.scoring.settings import ScoreSettings
 
 if TYPE_CHECKING:
     from visfeedback.scoring.page import Results
@@ -26,7 +24,7 @@ LINES = 50
 """Failed items with a line of their own on the screen; all are in the file."""
 
 
-class Score(Frozen):
+class Score(ScoreSettings):
     """Which images, which prompts, which rewards, and where the scores go."""
 
     images: str
@@ -47,24 +45,6 @@ class Score(Frozen):
     """precision of the networks"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
-    batch_size: int = Field(default=32, ge=1)
-    """images a network sees at once; halved by itself when memory runs out"""
-    shard: int = Field(default=0, ge=0)
-    """images that one process takes at a time; 0 = 256, fewer when several processes share few images"""
-    workers: int = Field(default=0, ge=0)
-    """threads that read, decode and preprocess; 0 = one for each core, at most 16"""
-    max_megapixels: float = Field(default=64.0, gt=0, le=178)
-    """larger images are refused before they are decoded"""
-    cache: str = "auto"
-    """folder for image embeddings; auto = visfeedback/features in the user's cache folder; off = none"""
-    cache_gib: float = Field(default=4.0, gt=0)
-    """size of that folder; the embeddings unused for longest go first"""
-    cache_feature_kib: float = Field(default=64.0, ge=0)
-    """embeddings larger than this for one image are not kept on disk"""
-    image_column: str = "image"
-    """of a parquet: bytes, or a struct with `bytes` and `path`"""
-    prompt_column: str = "prompt"
-    """of a parquet; it may be absent"""
 
 
 def run(args: list[str], console: Console) -> dict[str, Any]:
@@ -90,7 +70,6 @@ def score(flags: Score, console: Console) -> tuple[list[Reward], Done, Summary]:
     from visfeedback.scoring import tables
     from visfeedback.scoring.engine import pick_device
     from visfeedback.scoring.run import Run
-    from visfeedback.scoring.settings import ScoreSettings
     from visfeedback.scoring.sources import open_source
 
     tables.check(flags.out)
@@ -144,7 +123,6 @@ def _measures(reference: str) -> str:
 def _write_page(flags: Score, results: Results) -> None:
     from visfeedback.report.page import write_page
     from visfeedback.scoring import page
-    from visfeedback.scoring.settings import ScoreSettings
     from visfeedback.scoring.sources import open_source
 
     settings = ScoreSettings(**flags.model_dump(include=set(ScoreSettings.model_fields)))

@@ -48,7 +48,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:  # Windows programs write a mark in front
         for number, line in enumerate((line for line in file if line.strip()), 1):
             try:
                 row = json.loads(line)
@@ -61,8 +61,11 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        for row in csv.DictReader(file):
-            yield {name: csv_unescape(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
+        try:
+            for row in csv.DictReader(file):
+                yield {name: csv_unescape(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
+        except csv.Error as error:
+            raise InputError(f"{path} cannot be read as csv: {error}") from None
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:

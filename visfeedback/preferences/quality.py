@@ -5,12 +5,13 @@ Numbers flag, they drop nobody: who is slow or contrary may be right.
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections import defaultdict
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
+
+from scipy.stats import binomtest
 
 from visfeedback.preferences.agreement import answer_of
 from visfeedback.types.records import Feedback
@@ -21,13 +22,9 @@ HASTY_SECONDS = 0.7  # nobody has looked at two images in less
 SAME_IN_A_ROW = 15  # the same key so often is (for a fair coin) rarer than 1 in 30,000
 
 
-def wilson(wins: int, n: int, z: float = 1.959964) -> list[float] | None:
+def wilson(wins: int, n: int) -> list[float] | None:
     """95% interval [low, high] of a share (Wilson 1927); None when n is 0."""
-    if n == 0:
-        return None
-    p, zz = wins / n, z * z
-    middle, half = p + zz / (2 * n), z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
-    return [max(0.0, (middle - half) / (1 + zz / n)), min(1.0, (middle + half) / (1 + zz / n))]
+    return list(binomtest(wins, n).proportion_ci(method="wilson")) if n else None
 
 
 def share(wins: int, n: int) -> dict[str, Any]:

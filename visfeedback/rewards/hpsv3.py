@@ -42,7 +42,7 @@ ABOUT = About(
     measures="which image people prefer for the prompt (alignment and quality), by a fine-tuned Qwen2-VL-7B",
     typical="-2 to 13; only differences for one prompt mean something",
     accuracy={"ImageReward test": 66.8, "Pick-a-Pic test": 72.8, "HPDv2 test": 85.4, "HPDv3 test": 76.9,
-              "MMRB2 text-to-image": 60.2},
+              "MMRB2": 60.2},
     accuracy_source="HPSv3 README; MMRB2 README",
     licence="MIT (HPSv3), Apache-2.0 (Qwen2-VL-7B)",
     megabytes=33_000.0,

@@ -33,7 +33,7 @@ ABOUT = About(
     measures="how much people would like the picture for its prompt",
     typical="-2 to 2",
     accuracy={"ImageReward test": 65.1, "Pick-a-Pic test": 61.1, "HPDv2 test": 74.0, "HPDv3 test": 58.6,
-              "MMRB2 T2I": 54.0},
+              "MMRB2": 54.0},
     accuracy_source="READMEs of HPSv2, HPSv3 and MMRB2",
     licence="Apache-2.0",
     megabytes=1787.0,
