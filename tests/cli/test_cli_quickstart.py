@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -77,6 +81,32 @@ def test_a_finished_folder_says_so_and_stays_as_it_is(quick, capsys):
     assert "finished already" in captured.err
     assert json.loads(captured.out) == json.loads((out / "summary.json").read_text())
     assert _files(out) == before
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_it_ends_with_the_same_result(quick, tmp_path):
+    """kill -9 as soon as a file of a stage is there; the same command, given again and again, ends as if never killed."""
+    args, undisturbed, _ = quick
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "visfeedback", *args]
+    command[command.index("--out") + 1] = str(out)
+    log = tmp_path / "log"
+    for sign in ("images/images/*", "store.db", "training/config.toml", "evaluation/**/*.png"):
+        process = subprocess.Popen(command, stderr=log.open("w"))
+        while not any(out.glob(sign)) and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, f"it ended before {sign} was seen: {log.read_text()}"
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    assert _result(out) == _result(undisturbed)
+
+
+def _result(out: Path) -> list[object]:
+    """What the folder says and the adapter's bytes; clocks, memory and the folder's own name aside."""
+    summary = json.loads((out / "summary.json").read_text())
+    of_this_run = {"seconds", "peak_mib", "command", "adapter", "stages"}
+    adapter = (out / "adapter" / "pytorch_lora_weights.safetensors").read_bytes()
+    return [{key: value for key, value in summary.items() if key not in of_this_run}, adapter]
 
 
 def test_another_seed_needs_another_folder(quick, capsys):
