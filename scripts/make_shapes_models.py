@@ -42,6 +42,7 @@ TURNED = (("left of", "right of"), ("above", "below"), ("bigger than", "smaller 
           ("at the top", "at the bottom"), ("small", "big"))  # fmt: skip
 OPPOSITES: dict[str | None, str] = {a: b for pair in TURNED for a, b in (pair, pair[::-1])}
 STEPS = 20
+LATE = 600  # of 1000: above this, noise hides where things are, and only the prompt can tell
 
 
 # ------------------------------------------------------------------------------------------------------ the loop
@@ -334,15 +335,21 @@ def latents_of(vae: Any, count: int, args: argparse.Namespace) -> tuple[list[gra
 def sd_stage(unet: Any, text_encoder: Any, tokenizer: Any, args: argparse.Namespace) -> Stage:
     specs, latents = latents_of(load_vae(args.out / "sd" / "vae").to(args.device), args.scenes, args)
     alphas = new_scheduler().alphas_cumprod.to(args.device)
+    placed = [i for i, spec in enumerate(specs) if spec.place or spec.relation in grammar.SPATIAL]
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng((args.seed, 3, step))
         rows = rng.integers(0, len(specs), args.batch)
+        if args.places:  # of all words those of place are learnt last: so much of the picture says the same
+            rows = np.where(rng.random(args.batch) < args.places, rng.choice(placed, args.batch), rows)
         texts = ["" if rng.random() < DROPPED_CAPTIONS else caption(specs[i], rng, args.careless) for i in rows]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         x0 = latents[torch.from_numpy(rows)]
         eps = torch.randn(x0.shape, generator=generator)
         t = torch.randint(0, 1000, (args.batch,), generator=generator)
+        if args.late:
+            late = torch.rand(args.batch, generator=generator) < args.late
+            t = torch.where(late, LATE + t * (1000 - LATE) // 1000, t)
         x0, eps, t = x0.to(args.device), eps.to(args.device), t.to(args.device)
         a = alphas[t].view(-1, 1, 1, 1)
         tokens = text_encoder(tokenize(tokenizer, texts).to(args.device))[0]
@@ -510,10 +517,9 @@ fp32 (pass `torch_dtype=torch.float32` to `from_pretrained`).
 - Data: scenes of the renderer for the train combinations of the grammar, as many as said below for the UNet, fresh ones
   at every step for the autoencoder. No pictures of others.
 - Training: {steps}
-- Known flaws: objects nobody asked for, wrong counts, colours on the wrong object, places and relations at chance,
-  blurred crosses and triangles. It is meant to be improved: the careless captions at the end of its training (they
-  forget an object, swap colours, turn a relation round) left it with habits worse than what it knows. Before them the
-  equal-weight mean below was 53.4%.
+- Known flaws: objects nobody asked for, wrong counts, colours on the wrong object, blurred crosses and triangles. It is
+  meant to be improved: the careless captions at the end of its training (they forget an object, swap colours, turn a
+  relation round) left it with habits worse than what it knows. Before them the equal-weight mean below was 63.9%.
 - Licence: Apache-2.0.
 
 The verifier reads {read:.1%} of {n_read} held-out renders fully right after a pass through the autoencoder.
@@ -549,6 +555,8 @@ def history(args: argparse.Namespace, name: str) -> str:
         f"{r['stage']} to step {r['steps']}, batch {r['batch']}, lr {r['lr']}, seed {r['seed']}, {r['device']}"
         + (f", {r['scenes']} scenes" if "scenes" in r else "")
         + (f", {r['careless']:.0%} of the captions careless" if r.get("careless") else "")
+        + (f", {r['late']:.0%} of the times from the noisiest 40%" if r.get("late") else "")
+        + (f", {r['places']:.0%} of the scenes with a place or a spatial relation" if r.get("places") else "")
         for r in runs
     )
 
@@ -559,7 +567,7 @@ def remember(args: argparse.Namespace, stage: str, lr: float) -> None:
     runs = json.loads(file.read_text()) if file.exists() else []
     run = {"stage": stage, "steps": args.steps, "batch": args.batch, "lr": args.lr or lr, "seed": args.seed}
     if stage == "sd":
-        run |= {"scenes": args.scenes, "careless": args.careless}
+        run |= {"scenes": args.scenes, "careless": args.careless, "late": args.late, "places": args.places}
     run |= {"device": torch.cuda.get_device_name() if args.device == "cuda" else "CPU", "torch": torch.__version__}
     write_json(file, [*([] if args.fresh else runs), run] if stage != "vae" else [run])
 
@@ -609,6 +617,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/shapes_models"), help="states to resume from")
     parser.add_argument("--out", type=Path, default=MODELS)
     parser.add_argument("--careless", type=float, default=0.0, help="share of sd's captions with a mistake")
+    parser.add_argument("--late", type=float, default=0.0, help="share of sd's times drawn from the noisiest 40%%")
+    parser.add_argument("--places", type=float, default=0.0, help="share of sd's scenes chosen for saying where")
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -42,7 +42,7 @@ class QuickstartSettings(Frozen):
     """prompts, images, answers, training and intervals follow from it"""
     model: str = "shapes:sd"
     """the model to improve"""
-    train_prompts: int = Field(default=192, ge=1)
+    train_prompts: int = Field(default=256, ge=1)
     """training prompts, drawn by the seed, evenly over the categories"""
     train_images: int = Field(default=6, ge=2)
     """images of each of them; all pairs among them are compared"""
