@@ -38,7 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "feedback": {"types", "store", "preferences", "vlm", "shapes"},
     "methods": {"types", "diffusion", "sampling"},
     "training": {
-        "types", "config", "store", "sampling", "rewards", "preferences", "methods", "backbones", "report",
+        "types", "config", "store", "prompts", "sampling", "rewards", "preferences", "methods", "backbones", "report",
     },
     "evaluation": {
         "types", "store", "rewards", "scoring", "sampling", "preferences", "shapes", "backbones", "report",

@@ -159,6 +159,12 @@ def test_samples_parquet_and_store(score, images: Path, tmp_path: Path) -> None:
         (("--prompts", "nowhere.txt"), "no file nowhere.txt"),
         (("--max-megapixels", "0"), "--max-megapixels"),
         (("--pairing", "all"), "--pairing"),
+        (("--reward", "os.path"), "os.path is no reward"),
+        (("--reward", "_clip_open"), "no '_clip_open' in rewards"),
+        (("--reward", "."), "has no name"),
+        (("--prompts", "a \udcff circle"), "is not UTF-8"),
+        (("--report", "o.csv"), "expected .html"),
+        (("--report", "picture.png"), "expected .html"),
     ],
 )
 def test_wrong_input_is_one_line(score, images: Path, args: tuple[str, str], said: str, capsys) -> None:
@@ -168,3 +174,22 @@ def test_wrong_input_is_one_line(score, images: Path, args: tuple[str, str], sai
     assert code == 2
     assert seen.err.count("\n") == 1
     assert said in seen.err
+
+
+def test_a_report_does_not_go_where_a_folder_is(score, tmp_path: Path) -> None:
+    (tmp_path / "pages.html").mkdir()
+    code, answer = score("--report", str(tmp_path / "pages.html"))
+    assert code == 2
+    assert "is a folder" in answer["error"]
+    assert not (tmp_path / "o.csv").exists(), "said before the work"
+
+
+def test_one_image_has_no_interval_and_none_is_not_a_rest(score, images: Path, tmp_path: Path, capsys) -> None:
+    assert main(["score", "--images", str(images / "0.png"), "--reward", "compressibility", "--device", "cpu",
+                 "--out", str(tmp_path / "one.csv")]) == 0  # fmt: skip
+    seen = capsys.readouterr().err
+    assert "one only" in seen
+    assert "inf" not in seen
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"")
+    assert "1 failed, nothing is scored" in score("--prompts", "a red circle", source=tmp_path / "bad")[1]["error"]

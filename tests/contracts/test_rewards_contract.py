@@ -95,13 +95,14 @@ def test_it_obeys_every_law(name: str, load: Callable[[str], Any]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_says_where_its_numbers_come_from(name: str, load: Callable[[str], Any]) -> None:
-    """Weights that were read from a file leave their sha256; programs and endpoints have none."""
+    """Weights that were read from a file leave their sha256; programs and endpoints have none. What an endpoint
+    computes in nobody knows here."""
     origin = load(name).origin
     assert isinstance(origin, Origin)
     assert origin.model
     weights = name not in {"shapes_verifier", "compressibility", "unifiedreward"}
     assert (len(origin.checkpoint_sha256) == 64) == weights
-    assert origin.dtype == "fp32"
+    assert origin.dtype == ("" if name in ASKED else "fp32")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -170,3 +171,17 @@ def test_rewards_on_one_image_tower_share_its_features(
     found = Scorer(both).score(images, "a red circle")
     for reward, values in zip(both, found.values, strict=True):
         assert np.allclose(values, score(reward, images, ["a red circle"] * 3).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_catalogue_calls_ready_what_loads_by_its_name(name: str) -> None:
+    """Without weights here: others need a path, a model, or the hub, and say so."""
+    from visfeedback.cli.rewards import entry
+
+    state = entry(name)["state"]
+    if state == "ready":
+        assert rewards.load(name).name == name
+    else:
+        with pytest.raises(plugins.InputError):
+            rewards.load(name)
+        assert "@" in state

@@ -44,8 +44,10 @@ def test_the_matrix_repeats_the_score_for_every_prompt():
 
 
 def test_range_and_names():
+    """The name is what was asked for: that is under which the score is found again."""
     small, large = compressibility.load(), compressibility.load("incompressible")
-    assert (small.name, large.name) == ("compressibility:jpeg", "compressibility:incompressible")
+    assert (small.name, large.name) == ("compressibility", "compressibility:incompressible")
+    assert compressibility.load("jpeg").name == "compressibility:jpeg"
     assert small.range[1] == large.range[0] == 0
     assert rewards.score(small, IMAGES, PROMPTS).max() < 0 < rewards.score(large, IMAGES, PROMPTS).min()
 

@@ -14,6 +14,7 @@ from visfeedback import rewards
 from visfeedback.plugins import InputError
 from visfeedback.rewards import _packed, mix
 from visfeedback.rewards.mix import Mix, Part, Running
+from visfeedback.types.records import Origin
 
 PROMPTS = ["a red circle", "two blue circles", "a green square"]
 
@@ -305,10 +306,97 @@ def test_a_wrong_file_is_one_line(tmp_path, text, words):
 def test_a_mix_needs_a_file(tmp_path):
     for reference, words in (
         ("mix", "mix@FILE.toml"),
-        ("mix:fast", "mix@FILE.toml"),
+        ("mix:fast", "mix has no variant 'fast'"),
+        ("mix:agreement", "mix@FILE.toml"),
         (f"mix@{tmp_path}/no.toml", "no file"),
     ):
         with pytest.raises(InputError, match=words):
             rewards.load(reference)
     with pytest.raises(InputError, match="not a TOML file"):
         rewards.load(f"mix@{tmp_path}")
+
+
+# what cannot be scored
+
+
+class Wordless:
+    """A part without a score for prompts that begin with "two"; ``down``: its server is not there."""
+
+    name, differentiable, reads_prompt, range = "wordless", False, True, (0.0, 1.0)
+    preprocessing, encoder, origin = "rgb-uint8", "pixels", Origin(model="endpoint", dtype="")
+    pairs_at_once = 5
+
+    def __init__(self, down: bool = False) -> None:
+        self.failures = {}
+        self._down = down
+
+    def preprocess(self, image):
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    def encode_images(self, pixels):
+        return pixels
+
+    def encode_texts(self, prompts):
+        return list(prompts)
+
+    def combine(self, images, texts, pairing="paired"):
+        if self._down:
+            raise InputError("no server")
+        columns = [j for j, text in enumerate(texts) if text.startswith("two")]
+        rows = (
+            [(j, j) for j in columns] if pairing == "paired" else [(i, j) for i in range(len(images)) for j in columns]
+        )
+        self.failures = dict.fromkeys(rows, "no words")
+        found = torch.full((len(images), len(texts)), 0.5)
+        found[:, columns] = torch.nan
+        return found.diagonal() if pairing == "paired" else found
+
+
+@pytest.mark.parametrize("pairing", ["paired", "matrix"])
+def test_what_a_part_cannot_score_says_why(clip, verifier, pairing):
+    """Pictures of two sizes: reasons sit at the pairs without a score. The verifier knows no elephants."""
+    whole = Mix([(clip, Part(reward="c")), (Wordless(), Part(reward="w")), (verifier, Part(reward="v"))])
+    images = _images([(32, 64), (64, 64), (32, 64)])
+    prompts = ["two circles", "a red circle", "an elephant"]
+    features = _packed.stack([whole.encode_images(whole.preprocess(image)[None]) for image in images])
+    scores = whole.combine(features, whole.encode_texts(prompts), pairing)
+    assert scores.isnan().nonzero()[:, -1].tolist() == ([0, 2] if pairing == "paired" else [0, 2] * 3)
+    assert set(whole.failures) == {(r, c) for r in range(3) for c in (0, 2) if pairing == "matrix" or r == c}
+    for (_, column), why in whole.failures.items():
+        assert why.startswith("wordless: no words" if column == 0 else "shapes_verifier: the shapes world cannot read")
+    assert whole.pairs_at_once == 5
+
+
+def test_a_part_that_cannot_work_at_all_stops_the_mix(clip):
+    """Else each of a thousand pairs would wait for the same server in vain."""
+    whole = Mix([(clip, Part(reward="c")), (Wordless(down=True), Part(reward="w"))])
+    with pytest.raises(InputError, match="no server"):
+        rewards.score(whole, _images([(32, 32)]), PROMPTS[:1])
+
+
+def test_agreement_is_minus_the_disagreement(tiny_clip, tmp_path):
+    """By hand: weights 2 and -0.5, so that the second vote is turned. Votes of a clip in [-1, 1] and of -[0, 1] span
+    [-1, 1]: at most 1 apart from their middle."""
+    (tmp_path / "clip").symlink_to(tiny_clip)
+    text = '[[parts]]\nreward = "shapes_clip@clip"\nweight = 2\n[[parts]]\nreward = "shapes_verifier"\nweight = -0.5\n'
+    file = _write(tmp_path, text)
+    whole, agreement = rewards.load(f"mix:sum@{file}"), rewards.load(f"mix:agreement@{file}")
+    images = _images([(64, 64)] * 3)
+    parts = [rewards.score(reward, images, PROMPTS) for reward in whole.rewards]
+    expected = -mix.uncertainty(torch.stack(parts, -1), torch.tensor([2, -0.5]))
+    assert torch.allclose(rewards.score(agreement, images, PROMPTS), expected, atol=1e-6)
+    assert agreement.range == (-1.0, 0.0)
+    assert (agreement.name, agreement.encoder, agreement.preprocessing) == (
+        "mix:agreement", whole.encoder, whole.preprocessing,
+    )  # fmt: skip
+
+
+def test_agreement_has_a_gradient_where_the_parts_have(clip):
+    agreement = mix.Agreement(Mix([(clip, Part(reward="c", weight=2)), (clip, Part(reward="d", normalise="zscore",
+                                                                                 mean=0.1, std=0.5))]))  # fmt: skip
+    images = _images([(32, 32)] * 2)
+    pixels = _unit(images).requires_grad_(True)
+    scores = agreement.from_pixels(pixels, PROMPTS[:2])
+    assert torch.allclose(scores, rewards.score(agreement, images, PROMPTS[:2]), atol=1e-5)
+    scores.sum().backward()
+    assert pixels.grad.abs().sum() > 0

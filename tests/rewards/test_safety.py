@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +14,8 @@ from PIL import Image
 from visfeedback import rewards
 from visfeedback.plugins import InputError
 from visfeedback.rewards import safety
+from visfeedback.rewards.mix import Mix, Part
+from visfeedback.scoring.banks import notices
 
 PROMPTS = ["a", "b", "c"]
 
@@ -92,12 +94,8 @@ def test_a_missing_package_names_the_extra(monkeypatch):
         rewards.load("safety")
 
 
-def test_nudenet_is_only_there_when_the_user_installed_it(monkeypatch, caplog):
-    """Absent: one line. Present: the licence is named in the log before anything is scored."""
-    if find_spec("nudenet") is not None:
-        reward = rewards.load("safety:nudenet")
-        assert "AGPL-3.0" in caplog.text
-        assert rewards.score(reward, IMAGES[2:], ["x"]).tolist() == [1.0]
+def test_nudenet_is_only_there_when_the_user_installed_it(monkeypatch):
+    """Absent: one line."""
     monkeypatch.setitem(sys.modules, "nudenet", None)
     with pytest.raises(InputError, match=r"AGPL-3\.0; type pip install nudenet"):
         rewards.load("safety:nudenet")
@@ -115,3 +113,21 @@ def test_detections_become_a_score():
     assert safety.safe(found) == pytest.approx(0.3)
     assert safety.safe(found[:2]) == 1.0
     assert safety.safe([]) == 1.0
+
+
+class NudeDetector:
+    """In the place of the package, which is not ours to install."""
+
+    def detect(self, image):
+        return [{"class": "BUTTOCKS_EXPOSED", "score": 0.75, "box": [0, 0, 1, 1]}]
+
+
+def test_whoever_scores_with_nudenet_is_told_its_licence(monkeypatch):
+    """A warning when it is loaded, and a notice that runs put into their answer and their page; in a mix, too."""
+    monkeypatch.setitem(sys.modules, "nudenet", SimpleNamespace(NudeDetector=NudeDetector))
+    monkeypatch.setattr(safety, "version", lambda name: "3.4.2")
+    with pytest.warns(UserWarning, match=r"AGPL-3\.0"):
+        reward = rewards.load("safety:nudenet")
+    assert rewards.score(reward, IMAGES[:1], ["x"]).tolist() == [0.25]
+    mixed = Mix([(reward, Part(reward="safety:nudenet"))])
+    assert notices([rewards.load("safety"), reward, mixed]) == [safety.NUDENET_NOTICE]

@@ -113,3 +113,16 @@ def test_damaged_weights_are_one_line(tiny_clip, tmp_path):
 def test_unknown_variant():
     with pytest.raises(InputError, match="no variant"):
         shapes_clip.load(variant="large")
+
+
+def test_weights_that_are_no_numbers_are_one_line(tiny_clip, tmp_path):
+    """Before anything is scored: else every score of a long run is the failure."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "clip"
+    shutil.copytree(tiny_clip, folder)
+    weights = load_file(folder / shapes_clip.WEIGHTS)
+    weights["visual.proj"][0, 0] = float("nan")
+    save_file(weights, folder / shapes_clip.WEIGHTS)
+    with pytest.raises(InputError, match=r"visual\.proj in .* is NaN"):
+        shapes_clip.load(path=str(folder))

@@ -57,7 +57,9 @@ def test_scores_are_the_numbers_of_the_answers(server):
     assert rewards.score(reward, IMAGES, PROMPTS).tolist() == [2, 3, 4]
     assert rewards.score(reward, IMAGES[:2], PROMPTS, "matrix").tolist() == [[2, 3, 4]] * 2
     assert server.requests[0]["max_tokens"] == 512
-    assert "Final Score: x" in said(server.requests[0])
+    asked = next(text for text in map(said, server.requests) if "red circle" in text)  # they come in any order
+    assert asked.startswith("You are given a text caption and a generated image based on that caption.")
+    assert asked.endswith("after 'Final Score:'.\nYour task is provided as follows:\nText Caption: [a red circle]")
     assert reward.name == "unifiedreward"
 
 

@@ -118,7 +118,8 @@ def test_other_archives_are_refused(tmp_path):
     _refusal(_weights.read_state, tmp_path / "w.pt", "thing")
 
 
-@pytest.mark.parametrize("content", [{}, [1, 2], torch.zeros(3), {"weight": torch.zeros(2), "lr": 0.1}])
+@pytest.mark.parametrize("content", [{}, [1, 2], torch.zeros(3), {"weight": torch.zeros(2), "lr": 0.1},
+                                     {0: torch.zeros(2)}])  # fmt: skip
 def test_no_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
     assert "no state dict" in _refusal(_weights.read_state, tmp_path / "w.pt", "thing")

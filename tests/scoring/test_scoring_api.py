@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from visfeedback.plugins import InputError
 from visfeedback.rewards import score
 from visfeedback.scoring import tables
 from visfeedback.scoring.api import Scorer
+from visfeedback.scoring.settings import ScoreSettings
 
 
 def test_pictures_paths_and_bytes_with_one_prompt(toy, tmp_path: Path) -> None:
@@ -100,3 +102,39 @@ def test_pictures_that_differ_in_palette_or_mode_are_different(toy) -> None:
     found = vf.score([grey, grey.convert("RGB"), one, two, one.copy()], "x", rewards=[reward])
     assert sum(reward.batches) == 4
     assert found["toy"][2] == found["toy"][4] != found["toy"][3]
+
+
+def test_an_opened_picture_is_what_its_file_is(toy, tmp_path: Path) -> None:
+    """16 bits, damage, floating-point numbers and a size beyond the limit, opened by the caller or not."""
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    whole = png(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))
+    (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("F", (4, 4)).save(tmp_path / "float.tif")
+    Image.new("RGB", (300, 200)).save(tmp_path / "large.png")
+    files = [tmp_path / name for name in ("deep.png", "torn.png", "float.tif", "large.png")]
+    settings = ScoreSettings(max_megapixels=0.05)
+    by_name = vf.score(files, "x", [toy()], settings=settings)
+    images = [Image.open(BytesIO(file.read_bytes())) for file in files]
+    opened = vf.score(images, "x", [toy()], settings=settings)
+    assert np.allclose(by_name["toy"], opened["toy"], equal_nan=True)
+    assert np.isfinite(opened["toy"]).tolist() == [True, False, False, False]
+    assert [one["error"] for one in by_name.failed] == [one["error"] for one in opened.failed]
+
+
+def test_one_picture_is_no_list_and_a_name_holds_no_zero_byte(toy) -> None:
+    for image in (pictures(1)[0], b"bytes"):
+        with pytest.raises(InputError, match=r"write \[image\]"):
+            vf.score(image, "x", [toy()])
+    (failed,) = vf.score(["a\0.png"], "x", [toy()]).failed
+    assert "zero byte" in failed["error"]
+
+
+def test_two_rewards_of_one_name_are_told_apart(toy) -> None:
+    one, other = toy("mix", encoder="a"), toy("mix", encoder="b")
+    other.origin = other.origin.model_copy(update={"model": "toy:other", "checkpoint_sha256": "0" * 64})
+    found = vf.score(pictures(2), "x", [one, other])
+    assert found.rewards == ["mix (toy:mix)", "mix (toy:other)"]
+    assert found["mix (toy:other)"].shape == (2,)
+    with pytest.raises(KeyError, match="there are mix"):
+        found["mix"]

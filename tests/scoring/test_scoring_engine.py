@@ -274,3 +274,17 @@ def test_a_device_that_is_not_here(name: str) -> None:
         pick_device(name)
     assert "\n" not in str(error.value)
     assert pick_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_reward_that_is_asked_gets_few_pairs_at_once_and_only_missing_ones(toy, shared: bool) -> None:
+    """5 images x 7 prompts (or 2 of its own each), at most 3 pairs a call; nothing is asked twice."""
+    reward, images = toy(), pictures(5)
+    reward.pairs_at_once = 3
+    own = [tuple("abcdefg")] * 5 if shared else [(f"{n}", f"{n}x") for n in range(5)]
+    data = [png(image) for image in images]
+    found = run([reward], data, own)
+    assert np.allclose(found.scores[0], run([toy()], data, own).scores[0], atol=1e-6)
+    pairs = [shape[0] * (shape[1] if kind == "matrix" else 1) for kind, shape in reward.combined]
+    assert max(pairs) == 3
+    assert sum(pairs) == sum(map(len, own))

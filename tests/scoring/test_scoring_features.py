@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scoring_bench import pictures, png, run
 
 from visfeedback.scoring import features
@@ -135,3 +136,14 @@ def test_in_memory_the_least_recently_used_go(toy) -> None:
     kept.get(NAMES[0])
     kept.put(NAMES[2:3], torch.ones(1, 3))
     assert [kept.has(name) for name in NAMES[:3]] == [True, False, True]
+
+
+def test_a_file_with_more_names_than_rows_is_as_if_it_were_not_there(toy, tmp_path: Path) -> None:
+    disk = Disk(tmp_path, toy(), 1e6)
+    disk.put(["a" * 64], torch.ones(1, 3))
+    disk.flush()
+    (path,) = tmp_path.rglob("*.safetensors")
+    names = torch.frombuffer(bytearray(b"a" * 64 + b"b" * 64), dtype=torch.uint8).view(2, 64)
+    save_file({"sha256": names, "features": torch.ones(1, 3)}, path)
+    again = Disk(tmp_path, toy(), 1e6)
+    assert again.get("a" * 64) is None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visfeedback.scoring.journal import Entries, Journal, pack, unpack
+from visfeedback.scoring.journal import Entries, Journal, line_of, pack, unpack
 from visfeedback.scoring.locks import open_locked
 from visfeedback.scoring.work import Unit
 
@@ -103,3 +103,13 @@ def test_locks_of_a_folder_that_went(tmp_path: Path) -> None:
     os.close(second)
     third = open_locked(path, wait=False)
     os.close(third)
+
+
+def test_a_line_that_a_power_cut_spoilt_is_computed_again(tmp_path: Path) -> None:
+    """Zero bytes, halves of two lines: the good lines around them count."""
+    good = line_of(0, 0, row(1.0))
+    bad = ["\0\0\0\n", good[:20] + good, '{"u": 1, "r": 0, "s": "AAA"}\n', '{"u": 1}\n', "[1]\n", "7\n"]
+    path = tmp_path / "000000.jsonl"
+    path.write_text("".join(bad) + good + line_of(2, 0, row(3.0)))
+    found = Entries().read(path)
+    assert {key: scores.tolist() for key, scores in found.scores.items()} == {(0, 0): [1.0], (2, 0): [3.0]}

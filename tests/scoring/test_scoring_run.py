@@ -20,7 +20,7 @@ from PIL import Image
 from visfeedback import rewards
 from visfeedback.plugins import InputError
 from visfeedback.rewards import score
-from visfeedback.scoring import tables
+from visfeedback.scoring import locks, tables
 from visfeedback.scoring.run import Done, Run
 from visfeedback.scoring.settings import ScoreSettings
 from visfeedback.scoring.sources import open_source
@@ -331,7 +331,7 @@ def test_names_and_prompts_that_are_no_text(folder: Path, tmp_path: Path, toy) -
     for suffix in ("parquet", "csv"):
         done = go(folder, [toy()], tmp_path / f"o.{suffix}")
         assert [one["error"] for one in done.failed] == ["the file's name is not UTF-8; rename it"]
-        assert done.failed[0]["image"] == "caf\N{REPLACEMENT CHARACTER}.png"
+        assert done.failed[0]["image"] == r"caf\udce9.png", "two such names stay two"
         assert ("02.png", "half ? a face", "toy") in scores(tmp_path / f"o.{suffix}")
 
 
@@ -535,3 +535,43 @@ def test_another_request_on_the_same_table_is_refused_meanwhile(start, tmp_path:
     out, _ = process.communicate(timeout=200)
     assert json.loads(out)["rows"] == 60
     shutil.rmtree(many)
+
+
+class Asked:
+    """A reward whose answers cost money; its server goes away after so many questions."""
+
+    pairs_at_once = 4
+
+    def __init__(self, inner, questions: int = 1000) -> None:
+        self._inner, self._left, self.asked = inner, questions, 0
+        self.failures: dict[tuple[int, int], str] = {}
+
+    def __getattr__(self, name: str):
+        return getattr(self._inner, name)
+
+    def combine(self, images, texts, pairing="paired"):
+        found = self._inner.combine(images, texts, pairing)
+        if self.asked + found.numel() > self._left:
+            raise InputError("no server")
+        self.asked += found.numel()
+        return found
+
+
+@pytest.mark.parametrize("pairing", ["one", "matrix"])
+def test_what_was_answered_is_kept_when_the_server_goes_away(folder: Path, tmp_path: Path, toy, pairing: str) -> None:
+    """All 9 contents in one batch, 4 questions a call: what the calls before the last one got is never asked again."""
+    prompts = ["x"] if pairing == "one" else ["x", "y", "z", "u", "v"]
+    many = {"batch_size": 32, "shard": 32}
+    with pytest.raises(InputError, match="no server"):
+        go(folder, [Asked(toy(), 6)], tmp_path / "o.csv", *prompts, pairing=pairing, settings=many)
+    again = Asked(toy())
+    go(folder, [again], tmp_path / "o.csv", *prompts, pairing=pairing, settings=many)
+    assert again.asked == 9 * len(prompts) - 4
+    assert len(rows(tmp_path / "o.csv")) == 10 * len(prompts)
+
+
+def test_a_system_without_flock_is_told_so(folder: Path, tmp_path: Path, toy, monkeypatch) -> None:
+    """Windows: one line before anything is made."""
+    monkeypatch.setattr(locks, "fcntl", None)
+    with pytest.raises(InputError, match=r"no flock.*vf\.score"):
+        go(folder, [toy()], tmp_path / "o.csv")

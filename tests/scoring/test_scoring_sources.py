@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -183,3 +184,56 @@ def test_a_change_of_a_file_changes_its_stamp(tmp_path: Path) -> None:
     write(tmp_path / "a.png", size=9)
     (after,) = open_source(str(tmp_path), SETTINGS).items()
     assert before.stamp != after.stamp
+
+
+@pytest.mark.parametrize("name", ["samples.jsonl", "metadata.jsonl"])
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"path": "a\\u0000.png", "prompt": "x"}', "zero byte"),
+        ('{"path": "\\ud800.png", "prompt": "x"}', "not UTF-8"),
+        ('{"path": "' + "x" * 5000 + '.png", "prompt": "x"}', ""),
+        ("[" * 100_000, "not JSON"),
+        ('{"path": 5, "prompt": 7}', ""),
+    ],
+)
+def test_a_line_that_nobody_should_write_fails_alone(tmp_path: Path, name: str, row: str, said: str) -> None:
+    write(tmp_path / "a.png")
+    lines(tmp_path / name, row, {"path": "a.png", "prompt": "x"})
+    assert listed(tmp_path) == [("a.png", "x")]
+    ((image, error),) = failed(tmp_path).items()
+    assert said in error
+    assert "\n" not in error
+    (image + error).encode()  # what cannot be written into a table stops the run
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    write(tmp_path / "a.png")
+    for name in ("samples.jsonl", "metadata.jsonl"):
+        (tmp_path / name).write_text('{"path": "a.png", "prompt": "x"}\n', encoding="utf-8-sig")
+        assert listed(tmp_path) == [("a.png", "x")]
+        assert failed(tmp_path) == {}
+        (tmp_path / name).unlink()
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    """A folder linked twice is two folders; one that is linked into itself, or to its parent, is entered once."""
+    write(tmp_path / "images/a.png")
+    write(tmp_path / "elsewhere/b.png")
+    for name, target in (("circle", "images"), ("up", "."), ("one", "elsewhere"), ("two", "elsewhere")):
+        (tmp_path / "images" / name).symlink_to(tmp_path / target)
+    assert [image for image, _ in listed(tmp_path / "images")] == [
+        "a.png", "one/b.png", "two/b.png", "up/elsewhere/b.png",
+    ]  # fmt: skip
+
+
+def test_names_that_are_no_text_stay_apart(tmp_path: Path) -> None:
+    for name in (b"\xfe.png", b"\xff.png"):
+        write(tmp_path / os.fsdecode(name))
+    assert len(failed(tmp_path)) == 2
+
+
+def test_pictures_of_kinds_that_are_not_read_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    for name in ("a.heic", "b.SVG", "c.png"):
+        write(tmp_path / "c.png").rename(tmp_path / name)
+    assert [image for image, _ in listed(tmp_path)] == ["a.heic", "b.SVG", "c.png"]

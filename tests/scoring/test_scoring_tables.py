@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -69,3 +70,17 @@ def test_names_that_are_no_tables(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(InputError, match="is a folder"):
         tables.check(tmp_path / "folder.csv")
+
+
+def test_no_text_is_a_formula_of_a_spreadsheet(tmp_path: Path) -> None:
+    """What a list of prompts from somewhere says is written so that no program runs it, and read as it was."""
+    texts = ['=HYPERLINK("http://evil")', "@x", "-1+1", "'=quoted", "plain", "  =late"]
+    rows = [{**dict.fromkeys(tables.COLUMNS, "x"), "score": -0.5, "image": text, "prompt": text} for text in texts]
+    with tables.writing(tmp_path / "o.csv", tmp_path / "part") as writer:
+        writer.write(pa.Table.from_pylist(rows, tables.SCHEMA))
+    (found,) = tables.read(tmp_path / "o.csv")
+    assert found.to_pylist() == rows
+    with (tmp_path / "o.csv").open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell.lstrip().startswith(("=", "@")) or cell.startswith("-1")]
+    assert cells.count("-0.5") == len(texts)

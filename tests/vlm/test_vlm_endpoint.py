@@ -189,6 +189,20 @@ def test_a_wrong_setup_stops_at_once(server, status, body, says):
     assert one_line(str(error.value))
 
 
+def test_a_host_that_answers_nobody_any_more_stops_the_run(server):
+    """16 questions in a row without an answer; single ones, and questions that are refused, do not count."""
+    server.answer = lambda payload: b"<html>bad gateway" if "x" in said(payload) else choice("fine")
+    model = connect(server, attempts=1, concurrency=1)
+    replies = model.ask([Question.about(text) for text in ["x"] * 15 + ["good"] + ["x"] * 15])
+    assert [bool(reply.error) for reply in replies] == [True] * 15 + [False] + [True] * 15
+    with pytest.raises(InputError, match=r"answered none of 16 questions \(the answer is no JSON") as error:
+        model.ask([Question.about("x")] * 20)
+    assert one_line(str(error.value))
+    assert len(server.requests) < 36, "others were cancelled"
+    server.answer = lambda payload: choice("", finish_reason="content_filter")
+    assert all(reply.error for reply in model.ask([Question.about("hello")] * 20))
+
+
 def test_no_server_is_one_line():
     model = open_endpoint("tiny@http://127.0.0.1:9/v1", EndpointSettings(attempts=2), sleep=lambda seconds: None)
     with pytest.raises(InputError, match=r"no connection to http://127\.0\.0\.1:9/v1/chat/completions") as error:
@@ -247,6 +261,23 @@ def test_missing_log_probabilities(server):
     server.answer = lambda payload: {"choices": [{"message": {"content": "Yes"}, "logprobs": {"content": [{"x": 1}]}}]}
     (reply,) = model.probability([Question.about("?")], ["Yes", "No"])
     assert "cannot be read" in reply.error
+
+
+@pytest.mark.parametrize(
+    "entry", [{"token": "Yes", "logprob": float("nan")}, {"token": "Yes", "logprob": None}, [], "Yes"]
+)
+def test_log_probabilities_that_are_none_are_a_failure(server, entry):
+    """Not a number is not certainty."""
+    server.answer = lambda payload: {"choices": [{"message": {"content": "Yes"}, "logprobs": {"content": [entry]}}]}
+    (reply,) = connect(server).probability([Question.about("?")], ["Yes", "No"])
+    assert "cannot be read" in reply.error
+
+
+def test_tokens_that_are_no_text_are_no_answer(server):
+    entry = {"token": 5, "logprob": -0.1}
+    server.answer = lambda payload: {"choices": [{"message": {"content": "Yes"}, "logprobs": {"content": [entry]}}]}
+    (reply,) = connect(server).probability([Question.about("?")], ["Yes", "No"])
+    assert reply.error.startswith("neither 'Yes' nor 'No'")
 
 
 def test_a_host_with_other_words_for_things_is_understood(server):

@@ -71,7 +71,12 @@ def entry(name: str) -> dict[str, Any]:
     """A reward's line in the catalogue."""
     module = load("rewards", name)
     about: About = module.ABOUT
-    return {"name": name, **about.model_dump(mode="json"), "range": bounds(module), **_here(about)}
+    return {
+        "name": name,
+        **about.model_dump(mode="json"),
+        "range": bounds(module),
+        **_here(about, getattr(module, "USAGE", "")),
+    }
 
 
 def bounds(module: ModuleType) -> str:
@@ -92,11 +97,13 @@ def _end(value: float) -> str:
     return f"{value:g}" if math.isfinite(value) else "any"
 
 
-def _here(about: About) -> dict[str, Any]:
-    """Whether it can be loaded at once, and what to do when not."""
+def _here(about: About, usage: str) -> dict[str, Any]:
+    """Whether it can be loaded at once, and what to do when not; ``usage`` of one that always needs a file or model."""
     missing = _missing_extra(about.extra)
     if missing:
         return {"installed": False, "state": f"pip install 'visfeedback[{about.extra}]'"}
+    if usage:
+        return {"installed": True, "state": f"write {usage}"}
     if not about.hub:
         return {"installed": True, "state": "ready"}
     if _in_cache(about.hub):

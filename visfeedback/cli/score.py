@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from visfeedback.cli.console import Console, PartialFailure, parse
+from visfeedback.plugins import InputError
 from visfeedback.scoring.settings import ScoreSettings
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ SHOWN = 3
 """Best and worst images shown for each reward."""
 LINES = 50
 """Failed items with a line of their own on the screen; all are in the file."""
+
+
+PAGES = (".html", ".htm")
 
 
 class Score(ScoreSettings):
@@ -38,7 +43,7 @@ class Score(ScoreSettings):
     pairing: Literal["paired", "one", "matrix"] | None = None
     """paired: each image with its own prompt; one: all with the same; matrix: all against all"""
     report: Path | None = None
-    """HTML page with histograms and galleries"""
+    """page with histograms and galleries, .html"""
     store: str = ""
     """for --images store: sqlite:///prefs.db or a PostgreSQL URL"""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -48,7 +53,9 @@ class Score(ScoreSettings):
 
 
 def run(args: list[str], console: Console) -> dict[str, Any]:
+    _check_text(args)
     flags = parse(Score, args, "visfeedback score", __doc__ or "")
+    _check_report(flags)
     began = time.perf_counter()
     loaded, done, summary = score(flags, console)
     seconds = time.perf_counter() - began
@@ -59,9 +66,31 @@ def run(args: list[str], console: Console) -> dict[str, Any]:
     _show(flags, results, done, seconds, console)
     if done.failed:
         lines = [_line(one) for one in done.failed]
-        raise PartialFailure(f"{len(lines)} failed, the rest is scored: {flags.out}.failed.jsonl; first: {lines[0]}",
+        rest = "the rest is scored" if summary.rows else "nothing is scored"
+        raise PartialFailure(f"{len(lines)} failed, {rest}: {flags.out}.failed.jsonl; first: {lines[0]}",
                              answer, lines)  # fmt: skip
     return answer
+
+
+def _check_text(args: Sequence[str]) -> None:
+    """Raises InputError for bytes that are no text: neither tables nor lists can hold them."""
+    for arg in args:
+        try:
+            arg.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{arg!a} is not UTF-8; rename the file, or write the text as UTF-8") from None
+
+
+def _check_report(flags: Score) -> None:
+    """Raises InputError for what would only show after the work, or spoil somebody's file."""
+    if flags.report is None:
+        return
+    if flags.report.suffix.lower() not in PAGES:
+        raise InputError(f"--report {flags.report} ends in {flags.report.suffix or 'nothing'}; expected .html")
+    if flags.report.is_dir():
+        raise InputError(
+            f"--report {flags.report} is a folder; expected a file, for example {flags.report}/scores.html"
+        )
 
 
 def score(flags: Score, console: Console) -> tuple[list[Reward], Done, Summary]:
@@ -102,13 +131,15 @@ def _labels(loaded: Sequence[Reward]) -> dict[tuple[str, ...], str]:
 
 
 def _results(flags: Score, loaded: Sequence[Reward], done: Done, summary: Summary, command: str) -> Results:
+    from visfeedback.scoring.banks import notices
     from visfeedback.scoring.page import Results
     from visfeedback.scoring.work import identities
 
     names = list(_labels(loaded).values())
+    notes = [*notices(loaded), *done.notes]
     return Results(
         summary, identities(loaded), names, dict(zip(names, map(_measures, flags.reward), strict=True)), command,
-        str(flags.out), done.failed, done.notes, {name: one.range for name, one in zip(names, loaded, strict=True)},
+        str(flags.out), done.failed, notes, {name: one.range for name, one in zip(names, loaded, strict=True)},
     )  # fmt: skip
 
 
@@ -150,7 +181,7 @@ def _answer(flags: Score, results: Results, done: Done, seconds: float) -> dict[
     return {
         "command": "score", "out": str(flags.out), "rows": summary.rows, "images": len(summary.images),
         "distinct_images": done.images, "prompts": len(summary.prompts), "scored": done.scored, "seconds": seconds,
-        "images_per_second": done.images / done.seconds, "rewards": rewards, "notes": done.notes,
+        "images_per_second": done.images / done.seconds, "rewards": rewards, "notes": results.notes,
         "failed_file": f"{flags.out}.failed.jsonl" if done.failed else None,
         "report": str(flags.report) if flags.report else None,
     }  # fmt: skip
@@ -181,7 +212,7 @@ def _tables(results: Results, console: Console) -> None:
     for label in results.seen:
         one = summary.of(label, results.bounds[label])
         low, high = one["ci95"]  # type: ignore[misc]
-        rows.append((label, one["n"], f"{one['mean']:.4g}", f"{low:.4g} to {high:.4g}", f"{one['min']:.4g}",
+        rows.append((label, one["n"], f"{one['mean']:.4g}", _between(low, high), f"{one['min']:.4g}",
                      f"{one['max']:.4g}"))  # fmt: skip
         best, worst = summary.ranked(label, range(SHOWN)), summary.ranked(label, range(-SHOWN, 0))
         named = [("best", one) for one in best] + [("worst", one) for one in worst if one not in best]
@@ -190,3 +221,8 @@ def _tables(results: Results, console: Console) -> None:
         head = ("reward", "scores", "mean", "95% interval", "least", "most")
         console.table("scores", head, rows)
         console.table("best and worst", ("reward", "", "score", "image", "prompt"), ends)
+
+
+def _between(low: float, high: float) -> str:
+    """An interval; of one image, or images of one prompt, nothing is known."""
+    return f"{low:.4g} to {high:.4g}" if math.isfinite(low) and math.isfinite(high) else "one only"

@@ -29,9 +29,15 @@ def load(reference: str, device: str = "cpu", dtype: Dtype = "fp32") -> Reward:
     """
     head, _, path = reference.partition("@")
     name, _, variant = head.partition(":")
-    if not name:
+    if not name.strip("."):
         raise InputError(f"reward {reference!r} has no name; write NAME[:VARIANT][@PATH], for example shapes_clip")
-    return plugins.load("rewards", name).load(variant=variant, path=path, device=device, dtype=dtype)
+    known = plugins.names("rewards")
+    if name.startswith("_"):
+        raise InputError(f"no {name!r} in rewards{plugins.nearest(name, known)}")
+    opener = getattr(plugins.load("rewards", name), "load", None)
+    if opener is None:
+        raise InputError(f"{name} is no reward: it has no function load{plugins.nearest(name, known)}")
+    return opener(variant=variant, path=path, device=device, dtype=dtype)
 
 
 def score(

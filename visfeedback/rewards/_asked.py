@@ -19,6 +19,8 @@ from visfeedback.vlm import Question
 
 Failures = dict[tuple[int, int], str]
 """(image, prompt) of one ``combine`` -> why it has no score, one line."""
+PAIRS_AT_ONCE = 32
+"""Questions of one call of ``combine`` in a scoring run: answers take seconds, or money, and are kept call by call."""
 HOW = "local:FOLDER, owner/name of the hub, or MODEL@http://host:8000/v1"
 
 

@@ -199,9 +199,9 @@ def _head(state: Mapping[str, Tensor], width: int, file: Path, what: str) -> dic
     """The affine map that the head's layers amount to."""
     widths = (width, *WIDTHS)
     layers = nn.ModuleDict({str(i): nn.Linear(*pair) for i, pair in zip(HEAD, pairwise(widths), strict=True)})
-    own = {name.removeprefix(HEAD_PREFIX): value for name, value in state.items() if name.startswith(HEAD_PREFIX)}
-    _weights.fill(layers, own, file, what)
-    weight, bias = collapse([(own[f"{i}.weight"], own[f"{i}.bias"]) for i in HEAD])
+    own = {name: value for name, value in state.items() if name.startswith(HEAD_PREFIX)}
+    _weights.fill(nn.ModuleDict({"mlp": nn.ModuleDict({"layers": layers})}), own, file, what)
+    weight, bias = collapse([(own[f"{HEAD_PREFIX}{i}.weight"], own[f"{HEAD_PREFIX}{i}.bias"]) for i in HEAD])
     return {"head.weight": weight / SCALE, "head.bias": (bias - SHIFT) / SCALE}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -37,6 +37,19 @@ class Comparison(NamedTuple):
 def from_rows(rows: Sequence[PairRow]) -> list[Comparison]:
     """The rows of a pairs file."""
     return [Comparison(row.prompt, row.path_a, row.path_b, row.p_a) for row in rows]
+
+
+class Items(Protocol):
+    """Images shown for prompts: an item is (place in ``images``, place in ``prompts``)."""
+
+    @cached_property
+    def images(self) -> list[Path]: ...
+
+    @cached_property
+    def prompts(self) -> list[str]: ...
+
+    @cached_property
+    def items(self) -> list[tuple[int, int]]: ...
 
 
 class Pairs(NamedTuple):

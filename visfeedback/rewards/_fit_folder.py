@@ -26,7 +26,7 @@ CONFIG, WEIGHTS, SUMMARY, CARD, WORK = "config.json", "weights.safetensors", "su
 class Config(Frozen):
     """What it takes to load the reward again."""
 
-    kind: Literal["head", "network"]
+    kind: Literal["head", "network", "labels"]
     base: str
     """the reward below: NAME[:VARIANT][@PATH_OR_HUB]"""
     base_sha256: str
@@ -72,11 +72,11 @@ def given_back(out: Path) -> Iterator[None]:
         raise
 
 
-def write(out: Path, config: Config, weights: Mapping[str, Tensor], summary: dict[str, Any]) -> None:
-    """Everything, and the working folder goes."""
+def write(out: Path, config: Config, weights: Mapping[str, Tensor], summary: dict[str, Any], words: str = "") -> None:
+    """Everything, and the working folder goes; ``words`` is the card, that of comparisons when left out."""
     write_atomic(out / WEIGHTS, save({name: value.detach().cpu().contiguous() for name, value in weights.items()}))
     write_json(out / CONFIG, config.model_dump(mode="json"))
-    write_atomic(out / CARD, card(config, summary))
+    write_atomic(out / CARD, words or card(config, summary))
     write_json(out / SUMMARY, summary)
     shutil.rmtree(out / WORK, ignore_errors=True)
 

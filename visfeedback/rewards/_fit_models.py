@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from visfeedback.plugins import InputError
 from visfeedback.rewards import by_size, pick
 from visfeedback.rewards._clip import Towers
-from visfeedback.rewards._fit_data import Table
+from visfeedback.rewards._fit_data import Items, Table
 from visfeedback.types.files import write_atomic
 from visfeedback.types.protocols import Progress
 
@@ -65,7 +65,7 @@ class Survey(NamedTuple):
     failed: dict[int, str]  # image -> a line that says why
 
 
-def survey(base: Any, data: Table, opened: Opener, folder: Path, progress: Progress) -> Survey:
+def survey(base: Any, data: Items, opened: Opener, folder: Path, progress: Progress) -> Survey:
     """Encode every image once. Chunks that are whole lie in ``folder`` and are not done again."""
     with torch.no_grad():
         texts = base.encode_texts(data.prompts)
@@ -83,7 +83,7 @@ def survey(base: Any, data: Table, opened: Opener, folder: Path, progress: Progr
 
 
 def _chunk(
-    base: Any, data: Table, rows: range, texts: Any, opened: Opener, file: Path
+    base: Any, data: Items, rows: range, texts: Any, opened: Opener, file: Path
 ) -> tuple[dict[str, Tensor], dict[int, str]]:
     if file.is_file():
         return load_file(file), {}
@@ -103,7 +103,7 @@ def _chunk(
     return found, failed
 
 
-def _preprocessed(base: Any, data: Table, rows: range, opened: Opener) -> tuple[dict[int, Tensor], dict[int, str]]:
+def _preprocessed(base: Any, data: Items, rows: range, opened: Opener) -> tuple[dict[int, Tensor], dict[int, str]]:
     def attempt(row: int) -> Tensor | str:
         try:
             return base.preprocess(opened(data.images[row]))
@@ -133,7 +133,7 @@ def pooled(features: Tensor) -> Tensor:
     return (features[:, 0] if features.ndim == 3 else features).float()
 
 
-def _gathered(data: Table, parts: Sequence[dict[str, Tensor]], texts: Tensor | None, failed: dict[int, str]) -> Survey:
+def _gathered(data: Items, parts: Sequence[dict[str, Tensor]], texts: Tensor | None, failed: dict[int, str]) -> Survey:
     width = max(part["features"].shape[1] for part in parts)
     features, scores = torch.zeros(len(data.images), width), torch.zeros(len(data.items))
     for part in parts:

@@ -12,6 +12,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from visfeedback.rewards._fit_label_head import LabelHead
 from visfeedback.rewards._fit_models import Head, from_unit, joined, pooled
 from visfeedback.types.records import Origin
 
@@ -24,10 +25,12 @@ Texts = Any
 class FittedHead:
     """Reward protocol (and DifferentiableReward where the base is one). Features are the base's own and shared."""
 
-    range = (-float("inf"), float("inf"))
-
-    def __init__(self, base: Any, head: Head, origin: Origin, name: str = "fit") -> None:
+    def __init__(
+        self, base: Any, head: Head | LabelHead, origin: Origin, name: str = "fit",
+        range: tuple[float, float] = (-float("inf"), float("inf")),
+    ) -> None:  # fmt: skip
         self.name = name
+        self.range = range
         self.base = base
         self.origin = origin
         self.differentiable: bool = base.differentiable

@@ -5,6 +5,7 @@ May import: types.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -69,14 +70,20 @@ class Recipe(Frozen):
         return self
 
     def bounds(self, ranges: list[tuple[float, float]]) -> tuple[float, float]:
-        """Bounds of the mix from the parts' own; disagreement is at most half the span of all votes."""
-        voting = [(part, bounds) for part, bounds in zip(self.parts, ranges, strict=True) if part.weight]
-        ends = [sorted(part.weight * part.normalised(bound) for bound in bounds) for part, bounds in voting]
-        low, high = (sum(end[side] for end in ends) for side in (0, 1))
+        """Bounds of the mix from the parts' own."""
+        ends = [[part.weight * part.normalised(bound) for bound in bounds] for part, bounds in self._voting(ranges)]
+        low, high = sum(map(min, ends)), sum(map(max, ends))
         if self.pessimism:
-            votes = [end / abs(part.weight) for (part, _), pair in zip(voting, ends, strict=True) for end in pair]
-            low -= self.pessimism * sum(abs(part.weight) for part, _ in voting) * (max(votes) - min(votes)) / 2
+            low -= self.pessimism * sum(abs(part.weight) for part in self.parts) * self.disagreement(ranges)
         return low, high
+
+    def disagreement(self, ranges: list[tuple[float, float]]) -> float:
+        """The most there can be, from the parts' own bounds: half the span of all votes."""
+        votes = [math.copysign(1, p.weight) * p.normalised(bound) for p, pair in self._voting(ranges) for bound in pair]
+        return (max(votes) - min(votes)) / 2
+
+    def _voting(self, ranges: list[tuple[float, float]]) -> list[tuple[Part, tuple[float, float]]]:
+        return [(part, bounds) for part, bounds in zip(self.parts, ranges, strict=True) if part.weight]
 
 
 def read(file: Path) -> Recipe:
@@ -86,7 +93,8 @@ def read(file: Path) -> Recipe:
     except FileNotFoundError:
         raise InputError(f"no file {file}; a mix is a TOML file with [[parts]], each with reward and weight") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{file} is not a TOML file: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{file} is not a TOML file: {why}") from None
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:

@@ -227,7 +227,9 @@ def _read_torch(file: Path, what: str) -> dict[str, Tensor]:
             f"{what}: {file} is no file of plain weights (a damaged file, or a pickle that needs code to be read, "
             "which is refused); save its state dict as .safetensors"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except (EOFError, KeyError, IndexError, AttributeError, TypeError):  # what these say means nothing to anybody
+        raise InputError(f"{what}: {file} is damaged or no checkpoint; fetch the file again") from None
+    except (RuntimeError, OSError, ValueError) as error:
         raise InputError(f"{what}: {file} is damaged or no checkpoint: {first_line(error)}") from None
     return _unwrap(content, file, what)
 
@@ -241,6 +243,8 @@ def _unwrap(content: Any, file: Path, what: str) -> dict[str, Tensor]:
     odd = next((name for name, value in content.items() if not isinstance(value, Tensor)), None)
     if odd is not None:
         raise InputError(f"{what}: {file} holds no state dict: its entry {odd} is no tensor")
+    if not all(isinstance(name, str) for name in content):
+        raise InputError(f"{what}: {file} holds no state dict: its entries have no names")
     if all(name.startswith("module.") for name in content):
         return {name.removeprefix("module."): value for name, value in content.items()}
     return dict(content)

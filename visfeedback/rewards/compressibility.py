@@ -42,8 +42,8 @@ class Compressibility:
     preprocessing = f"jpeg{QUALITY}-kilobytes"
     encoder = f"pillow-jpeg-{features.version('libjpeg_turbo') or features.version('jpg')}"
 
-    def __init__(self, variant: str = "jpeg") -> None:
-        self.name = f"compressibility:{variant}"
+    def __init__(self, variant: str = "jpeg", name: str = "") -> None:
+        self.name = name or f"compressibility:{variant}"
         self.range = (-float("inf"), 0.0) if SIGNS[variant] < 0 else (0.0, float("inf"))
         self.origin = Origin(model="program", revision=self.encoder)
         self._sign = SIGNS[variant]
@@ -84,4 +84,4 @@ def load(variant: str = "", path: str = "", device: str = "cpu", dtype: str = "f
         )
     if variant and variant not in SIGNS:
         raise InputError(f"compressibility has no variant {variant!r}{nearest(variant, SIGNS)}")
-    return Compressibility(variant or "jpeg")
+    return Compressibility(variant or "jpeg", f"compressibility:{variant}" if variant else "compressibility")

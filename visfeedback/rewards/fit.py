@@ -3,7 +3,8 @@
 The reward r is learned from P(a better than b) = s(r(a) - r(b)), with soft labels, weights and ties as
 ``_preference_math.py`` states. Two kinds: ``head`` learns a linear map or one hidden layer on the features of any
 reward with a network (shapes_clip, clipscore, pickscore, hpsv2, imagereward, ...); ``network`` goes on training the
-upper layers of such a network itself, two-tower CLIP or BLIP, as PickScore and ImageReward were made.
+upper layers of such a network itself, two-tower CLIP or BLIP, as PickScore and ImageReward were made. Good and bad
+labels of single images are another matter: ``fit_labels``, in ``_fit_labels.py``.
 
 Prompts are split in three. Most teach; some say when to stop and at which temperature probabilities are right
 (one number T, so that s(r(a) - r(b)) is calibrated; it is part of the score); the rest are only measured on.
@@ -28,6 +29,8 @@ from visfeedback.rewards import _fit_folder, _weights
 from visfeedback.rewards import load as load_reward
 from visfeedback.rewards._fit_data import Comparison, Split, Table, from_rows, open_image, split, table
 from visfeedback.rewards._fit_folder import Config
+from visfeedback.rewards._fit_label_head import LabelHead
+from visfeedback.rewards._fit_labels import Labelled, LabelSettings, fit_labels
 from visfeedback.rewards._fit_loop import Objective, Plan, Position, learn
 from visfeedback.rewards._fit_models import Head, HeadLearner, NetworkLearner, Opener, Survey, network_of, survey
 from visfeedback.rewards._fitted import FittedHead, FittedNetwork
@@ -35,9 +38,13 @@ from visfeedback.rewards._preference_math import accuracy, bradley_terry, calibr
 from visfeedback.types.protocols import Progress, silent
 from visfeedback.types.records import About, Frozen, Origin, text_id
 
-__all__ = ["Comparison", "Settings", "fit", "from_rows", "load"]
+__all__ = [
+    "Comparison", "LabelSettings", "Labelled", "Settings", "fit", "fit_labels", "from_rows", "load",
+]  # fmt: skip
 
 ABOUT = About(measures="what the comparisons it was fitted to prefer", typical="-5 to 5", licence="that of its base")
+USAGE = "fit@FOLDER"
+"""It has no weights of its own to fall back on."""
 RANGE = (-float("inf"), float("inf"))
 RATES = {"head": 3e-3, "network": 1e-5}
 
@@ -221,6 +228,10 @@ def load(variant: str = "", path: str = "", device: str = "cpu", dtype: str = "f
         head = Head(config.inputs, config.hidden)
         _weights.fill(head, state, file, "fit")
         return FittedHead(base, head, origin)
+    if config.kind == "labels":
+        labels = LabelHead(config.inputs, config.hidden)
+        _weights.fill(labels, state, file, "fit")
+        return FittedHead(base, labels, origin, range=(0.0, 1.0))
     network = network_of(base)
     untouched = [name for name in network.state_dict() if name not in state]
     _weights.fill(network, state, file, "fit", ignore=untouched)

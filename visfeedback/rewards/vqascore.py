@@ -23,7 +23,7 @@ from torch import Tensor
 
 from visfeedback import vlm
 from visfeedback.plugins import InputError
-from visfeedback.rewards._asked import HOW, Failures, read_template, score_pairs, with_template
+from visfeedback.rewards._asked import HOW, PAIRS_AT_ONCE, Failures, read_template, score_pairs, with_template
 from visfeedback.rewards._rgb import PREPROCESSING, rgb_bytes
 from visfeedback.types.records import About
 from visfeedback.vlm import Question, Vlm
@@ -39,6 +39,8 @@ ABOUT = About(
     paper="arXiv 2404.01291",
     extra="vlm",
 )
+USAGE = "vqascore@MODEL"
+"""It has no weights of its own to fall back on."""
 
 
 class VqaScore:
@@ -49,6 +51,7 @@ class VqaScore:
     reads_prompt = True
     preprocessing = PREPROCESSING
     encoder = "pixels"
+    pairs_at_once = PAIRS_AT_ONCE
 
     def __init__(self, model: Vlm, name: str = "vqascore", template: str = TEMPLATE) -> None:
         self.name = name

@@ -1,4 +1,8 @@
-"""Features and prompts -> scores for the shards: pairs, or a whole matrix at once. May import: types, rewards."""
+"""Features and prompts -> scores for the shards: pairs, or a whole matrix at once.
+
+Rewards whose answers are slow, or paid for, say how many pairs one call should get at most (``pairs_at_once``); they
+get only pairs that are missing, and what they answered is kept after every call. May import: types, rewards.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,10 @@ class Answer:
             self.errors[int(prompts[place])] = (errors or {}).get(int(place), NOT_FINITE)
 
     def hand_in(self) -> None:
-        self.ready.shard.add(self.ready.task.unit, self.member, self.scores, self.errors)
+        """What was filled in since the last time goes to the shard."""
+        if self.errors or np.isfinite(self.scores).any():
+            self.ready.shard.add(self.ready.task.unit, self.member, self.scores, self.errors)
+        self.scores, self.errors = np.full_like(self.scores, np.nan), {}
 
 
 class Answers:
@@ -72,6 +79,8 @@ class Answers:
         shared = answers[0].prompts
         if not self._rewards[member].reads_prompt:
             self._without_prompt(member, answers, features)
+        elif self._most(member):
+            self._pairs(member, answers, features)
         elif len(shared) > 1 and None not in shared and all(answer.prompts is shared for answer in answers):
             self._matrix(member, answers, features)
         else:
@@ -107,12 +116,21 @@ class Answers:
                     answer.errors[p] = NO_PROMPT
                 else:
                     pairs.append((row, p))
-        step = PAIRS if features[0].nbytes <= LARGE else self._batch
+        step = self._most(member) or (PAIRS if features[0].nbytes <= LARGE else self._batch)
         for start in range(0, len(pairs), step):
             self._some_pairs(member, answers, features, pairs[start : start + step])
+            if self._most(member):
+                for row in dict(pairs[start : start + step]):
+                    answers[row].hand_in()
+
+    def _most(self, member: int) -> int:
+        """Pairs that one call may get; 0: as many as memory allows."""
+        return getattr(self._rewards[member], "pairs_at_once", 0)
 
     def _some_pairs(self, member: int, answers: list[Answer], features: Tensor, pairs: list[tuple[int, int]]) -> None:
         rows = [row for row, _ in pairs]
+        if len(rows) > 1 and len(set(rows)) == 1:
+            return self._one_image(member, answers[rows[0]], features[rows[:1]], [p for _, p in pairs])
         own = features if rows == list(range(len(features))) else features[rows]
         prompts = [str(answers[row].prompts[p]) for row, p in pairs]
         unique = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
@@ -123,3 +141,9 @@ class Answers:
         for place, (row, p) in enumerate(pairs):
             errors = {0: failed[place, place]} if (place, place) in failed else {}
             answers[row].fill(np.array([p]), scores[place : place + 1], errors)
+
+    def _one_image(self, member: int, answer: Answer, features: Tensor, columns: list[int]) -> None:
+        """One image (1, ...) with several prompts of its own."""
+        texts = self._texts[member](tuple(str(answer.prompts[p]) for p in columns))
+        scores, failed = combine(self._rewards[member], features, texts, "matrix")
+        answer.fill(np.array(columns), scores[0], {column: error for (_, column), error in failed.items()})

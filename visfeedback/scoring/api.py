@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 
 from visfeedback import rewards as room
 from visfeedback.plugins import InputError
+from visfeedback.scoring.decode import checked
 from visfeedback.scoring.engine import Engine, pick_device
 from visfeedback.scoring.features import InMemory
 from visfeedback.scoring.feed import in_order
@@ -81,7 +83,8 @@ class Scorer:
         self, items: list[Item], read: list[Callable[[], Any]], wanted: list[str | None], texts: tuple[str, ...] | None
     ) -> Scores:
         with ThreadPoolExecutor(self.settings.threads) as pool:
-            digests = list(in_order(pool, _digest, read, 2 * self.settings.threads))
+            digest = partial(_digest, max_megapixels=self.settings.max_megapixels)
+            digests = list(in_order(pool, digest, read, 2 * self.settings.threads))
         prompts: dict[str, list[str | None]] = {}
         for (sha256, _), prompt in zip(digests, wanted, strict=True):
             own = prompts.setdefault(sha256, [])
@@ -142,6 +145,8 @@ def _items(images: Images, settings: ScoreSettings) -> list[tuple[Item, Callable
     if isinstance(images, str | PathLike):
         source = open_source(str(images), settings)
         found = [(item, _reader(source.fetch, item)) for item in source.items()]
+    elif isinstance(images, Image.Image | bytes):
+        raise InputError("one image; write [image], a list")
     else:
         found = [_item(number, image) for number, image in enumerate(images)]
     if not found:
@@ -166,19 +171,25 @@ def _item(number: int, image: Any) -> tuple[Item, Callable[[], Any]]:
     raise InputError(f"image {number} is a {type(image).__name__}; expected a PIL image, a path or bytes")
 
 
-def _digest(read: Callable[[], Any]) -> tuple[str, str]:
+def _digest(read: Callable[[], Any], max_megapixels: float) -> tuple[str, str]:
     """sha256 of the content (of a PIL image: mode, size, palette and pixels), or why there is none."""
     try:
         content = read()
+        if isinstance(content, Image.Image):
+            return _pixels_digest(checked(content, max_megapixels)[0]), ""
     except InputError as error:
         return "", str(error)
     except OSError as error:
         return "", f"{error.filename}: {error.strerror}"
-    if isinstance(content, Image.Image):
-        palette = bytes(content.getpalette() or ()) if content.mode in ("P", "PA") else b""
-        head = f"{content.mode} {content.size} {content.info.get('transparency')}".encode()
-        return hashlib.sha256(head + palette + content.tobytes()).hexdigest(), ""
+    except ValueError:
+        return "", "a file's name cannot hold a zero byte"
     return hashlib.sha256(content).hexdigest(), ""
+
+
+def _pixels_digest(image: Image.Image) -> str:
+    palette = bytes(image.getpalette() or ()) if image.mode in ("P", "PA") else b""
+    head = f"{image.mode} {image.size} {image.info.get('transparency')}".encode()
+    return hashlib.sha256(head + palette + image.tobytes()).hexdigest()
 
 
 def _pairing(pairing: Pairing | None, prompts: list[str], images: int) -> Pairing:

@@ -1,6 +1,8 @@
-"""Some rewards keep what they computed for an image between calls (``bank``, with a ``limit_mib`` that may change).
+"""What rewards have besides their scores: banks and notices, their own and those of the rewards they are made of.
 
-In a run over a list every image comes once, so that would only fill memory. May import: types, rewards.
+A bank is what a reward computed for an image and keeps between calls (``bank``, with a ``limit_mib`` that may change);
+in a run over a list every image comes once, so that would only fill memory. A ``notice`` is a sentence that whoever
+uses the scores should read: a licence. May import: types, rewards.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from visfeedback.types.protocols import Reward
 @contextmanager
 def nothing_kept(rewards: Sequence[Reward]) -> Iterator[None]:
     """Inside the block no reward, nor one that it is made of, keeps anything; their limits come back after it."""
-    found = [bank for reward in rewards for bank in banks(reward)]
+    found = [inner.bank for reward in rewards for inner in all_of(reward) if hasattr(inner, "bank")]
     limits = [bank.limit_mib for bank in found]
     for bank in found:
         bank.limit_mib = 0
@@ -26,11 +28,16 @@ def nothing_kept(rewards: Sequence[Reward]) -> Iterator[None]:
             bank.limit_mib = limit
 
 
-def banks(reward: Any) -> Iterator[Any]:
-    """The banks of a reward and of the rewards inside it (parts of a mix, the base of a fit)."""
-    if hasattr(reward, "bank"):
-        yield reward.bank
+def notices(rewards: Sequence[Reward]) -> list[str]:
+    """Each once."""
+    found = (getattr(inner, "notice", "") for reward in rewards for inner in all_of(reward))
+    return [notice for notice in dict.fromkeys(found) if notice]
+
+
+def all_of(reward: Any) -> Iterator[Any]:
+    """The reward and the rewards inside it (parts of a mix, the base of a fit)."""
+    yield reward
     for value in vars(reward).values():
         for inner in value if isinstance(value, list | tuple) else [value]:
             if hasattr(inner, "combine") and hasattr(inner, "encode_images"):
-                yield from banks(inner)
+                yield from all_of(inner)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
 
@@ -22,6 +24,9 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm",
             ".tga"}  # fmt: skip
 """Files of a folder that are meant as images."""
+UNREAD = {".heic", ".heif", ".jxl", ".svg", ".eps", ".psd", ".ico", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".exr",
+          ".hdr"}  # fmt: skip
+"""Files that are meant as images, too, of kinds that are not read: each is a failure, none is left out in silence."""
 STILLS = {"MPO"}
 """A phone's photograph with a second view of the same moment: several frames, but no animation."""
 
@@ -34,20 +39,33 @@ def decode(data: bytes, max_megapixels: float) -> tuple[Image.Image, str]:
     """The loaded image and a note, empty unless something about it is worth knowing. Raises BadImage, one line."""
     if not data:
         raise BadImage("the file is empty (0 bytes); make the image again")
-    try:
+    with _one_line(max_megapixels):
         image = Image.open(BytesIO(data), formats=_known())
+    return checked(image, max_megapixels)
+
+
+def checked(image: Image.Image, max_megapixels: float) -> tuple[Image.Image, str]:
+    """The same for an image that is open already, of whatever origin."""
+    with _one_line(max_megapixels):
         _check_size(image.size, max_megapixels)
         frames = getattr(image, "n_frames", 1) if image.format not in STILLS else 1
         image.load()
+    return _eight_bits(image, f"{frames} frames; only the first was scored" if frames > 1 else "")
+
+
+@contextmanager
+def _one_line(max_megapixels: float) -> Iterator[None]:
+    """What Pillow raises for files that are not what they should be, as BadImage."""
+    try:
+        yield
     except BadImage:
         raise
     except Image.DecompressionBombError:
         raise BadImage(f"more than 178 megapixels; the limit is {max_megapixels:g} (--max-megapixels)") from None
     except UnidentifiedImageError:
-        raise BadImage("not an image (none of PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, ...)") from None
+        raise BadImage("not an image (none of PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, ...); save it as PNG") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error) as error:
         raise BadImage(f"damaged: {' '.join(str(error).split())}; make the image again") from None
-    return _eight_bits(image, f"{frames} frames; only the first was scored" if frames > 1 else "")
 
 
 @cache

@@ -150,9 +150,9 @@ def _read(path: Path) -> dict[bytes, Tensor]:
         with safe_open(path, "pt") as file:
             names, rows = file.get_tensor("sha256"), file.get_tensor("features")
         os.utime(path)  # the files unused for longest go first
-    except (SafetensorError, OSError, KeyError):
+        return {name.numpy().tobytes(): row for name, row in zip(names, rows, strict=True)}
+    except (SafetensorError, OSError, KeyError, ValueError):
         return {}
-    return {name.numpy().tobytes(): row for name, row in zip(names, rows, strict=True)}
 
 
 def shrink(root: Path, max_bytes: float) -> None:

@@ -17,7 +17,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from visfeedback.plugins import InputError
-from visfeedback.scoring.decode import BadImage, decode
+from visfeedback.scoring.decode import BadImage, checked, decode
 from visfeedback.scoring.work import Shard, Task
 
 In = TypeVar("In")
@@ -96,7 +96,7 @@ def _open(request: Request) -> tuple[Image, str]:
     """The decoded image and a note. Raises BadImage, also when the bytes are not those that were listed."""
     data = request.read()
     if isinstance(data, Image):
-        return data, ""
+        return checked(data, request.max_megapixels)
     assert isinstance(data, bytes), "sources give bytes or images"
     if hashlib.sha256(data).hexdigest() != request.task.unit.sha256:
         raise BadImage("the file changed while the run was going on; run again")

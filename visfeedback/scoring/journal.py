@@ -8,6 +8,7 @@ lock of the file owns the shard. May import: types.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -32,12 +33,14 @@ class Entries:
         self.done = False
 
     def read(self, path: Path) -> Entries:
-        """Add the lines of a file; one that is not there says nothing."""
+        """Add the lines of a file; one that is not there says nothing, nor does a line that a power cut spoilt: what it
+        held is computed again."""
         if path.is_file():
-            with path.open(encoding="utf-8") as file:
+            with path.open(encoding="utf-8", errors="replace") as file:
                 for line in file:
                     if line.endswith("\n"):
-                        self._take(json.loads(line))
+                        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, IndexError):
+                            self._take(json.loads(line))
         return self
 
     def _take(self, line: dict[str, Any]) -> None:

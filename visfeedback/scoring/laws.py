@@ -22,7 +22,7 @@ QUOTED = ('a sign that says "red"', 'the word "two" on a wall', 'a poster with "
 """For rewards that look for text."""
 SIZES = ((64, 64), (96, 48), (40, 120), (224, 224))
 MODES = ("RGB", "RGBA", "LA", "L", "P", "P transparent", "CMYK", "I;16")
-TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2, "fp16": 5e-3}
+TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2, "fp16": 5e-3, "": 1e-5}
 """Relative to a score above 1, absolute below."""
 
 

@@ -1,23 +1,35 @@
 """Locks that a dead process cannot keep: flock on a file, released by the system whatever happens to the holder.
 
 Work between the processes of one machine, and between machines on file systems that pass flock on (NFS since Linux
-2.6.12 does). May import: types.
+2.6.12 does). Windows has no flock, nor lets anybody rename what another has open: scoring to a file is not for it.
+May import: types.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from visfeedback.plugins import InputError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
+
 
 def open_locked(path: Path, *, wait: bool, shared: bool = False) -> int | None:
     """A descriptor of ``path`` (made when it is not there) that holds its lock; None when somebody else does.
 
-    With ``wait`` it is never None for that reason, only when the folder has gone.
+    With ``wait`` it is never None for that reason, only when the folder has gone. Raises InputError without flock.
     """
+    if fcntl is None:
+        raise InputError(
+            "this system has no flock, which keeps scores safe from two processes at once; use Linux, macOS or WSL, or "
+            "score in Python: vf.score(images, prompts, rewards=[...])"
+        )
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         try:

@@ -23,6 +23,7 @@ from pyarrow import parquet
 from visfeedback.scoring.decode import BadImage
 from visfeedback.scoring.feed import in_order
 from visfeedback.scoring.sources import Item, Source
+from visfeedback.scoring.tables import sync_file
 from visfeedback.scoring.work import Identity, Unit
 from visfeedback.types.files import write_json
 
@@ -94,6 +95,8 @@ def write(
             writer.write_table(pa.Table.from_pylist(rows, ITEMS))
             count += len(rows)
     _write_units(folder, known, prompts, shard)
+    for name in ("items.parquet", "units.parquet"):
+        sync_file(folder / name)
     write_json(folder / "plan.json", {
         "rewards": [one.model_dump() for one in rewards], "prompts": prompts, "shard": shard, "units": len(known),
         "items": count,

@@ -102,7 +102,7 @@ class Run:
         if not any(item.prompt for item in self.source.items()) and any(True for _ in self.source.items()):
             raise InputError(
                 f"no image has a prompt, and {readers[0]} needs one; give --prompts TEXT_OR_FILE, a metadata.jsonl, or "
-                "NAME.txt beside NAME.png"
+                "NAME.txt (UTF-8) beside NAME.png"
             )
 
     def _plan(self) -> tuple[plan.Plan, int]:

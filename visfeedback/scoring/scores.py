@@ -10,13 +10,16 @@ import numpy as np
 import pyarrow as pa
 
 from visfeedback.scoring import tables
-from visfeedback.scoring.summary import interval
+from visfeedback.scoring.summary import interval, labels
 from visfeedback.scoring.work import Identity
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores by reward: ``scores["hpsv2"]`` is (N,), or (N, P) for a matrix; NaN where there is none."""
+    """Scores by reward: ``scores["hpsv2"]`` is (N,), or (N, P) for a matrix; NaN where there is none.
+
+    Two rewards of one name (two mixes, two fits) are told apart by their model: ``scores["mix (a.toml)"]``.
+    """
 
     images: list[str]
     prompts: list[str | None]
@@ -29,7 +32,7 @@ class Scores:
 
     @property
     def rewards(self) -> list[str]:
-        return [one.reward for one in self.identities]
+        return list(labels((one.reward, one.model, one.checkpoint_sha256) for one in self.identities).values())
 
     def __getitem__(self, reward: str) -> np.ndarray:
         if reward not in self.rewards:

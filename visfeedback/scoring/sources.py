@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from visfeedback.plugins import InputError
-from visfeedback.scoring.decode import SUFFIXES
+from visfeedback.scoring.decode import SUFFIXES, UNREAD
 from visfeedback.scoring.settings import ScoreSettings
 
 SAMPLES, METADATA = "samples.jsonl", "metadata.jsonl"
@@ -102,7 +102,8 @@ class FolderSource:
     """Every image file below a folder, by name; hidden files and folders are left out.
 
     A prompt is the one that metadata.jsonl beside the image gives it (`file_name` with `prompt`, `text` or `caption`),
-    else the text of NAME.txt. Files of other kinds are no images and are not looked at.
+    else the text of NAME.txt. Files of other kinds are no images and are not looked at; pictures of kinds that are not
+    read (HEIC, SVG, ...) are failures. A folder that is linked into itself is entered once.
     """
 
     def __init__(self, root: Path) -> None:
@@ -138,10 +139,10 @@ class FolderSource:
         for name, prompt in known.items():
             path = folder / name
             shown = Path(os.path.relpath(path, self._root)).as_posix()
-            if path.is_file():
-                yield listed(path, shown, prompt)
-            else:
-                yield Item(shown, prompt, str(path), error=f"no file {path}; {folder / METADATA} lists it")
+            found = listed(path, shown, prompt)
+            if found.error and found.location:
+                found = found._replace(error=f"no file {path}; {folder / METADATA} lists it")
+            yield found
 
     def fetch(self, location: str) -> Fetch:
         return Path(location).read_bytes
@@ -166,23 +167,33 @@ class ListSource:
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Files with an image's suffix, folder by folder in the order of their names."""
+    """Files with an image's suffix, folder by folder in the order of their names; links are followed, but not into a
+    folder that they come from."""
+    real = {str(root): frozenset({os.path.realpath(root)})}  # folder -> where it and its parents really are
     for folder, folders, files in os.walk(root, followlinks=True):
+        above = real.pop(folder)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
+        folders[:] = [name for name in folders if inside[name] not in above]
+        real |= {os.path.join(folder, name): above | {inside[name]} for name in folders}
         for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES | UNREAD:
                 yield Path(folder, name)
 
 
 def listed(path: Path, name: str, prompt: str | None) -> Item:
     """The item of a file; one that is not there, or whose name is no text, is an error of its own."""
-    readable = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    if readable != name:
-        return Item(readable, prompt, "", error="the file's name is not UTF-8; rename it")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = name.encode("utf-8", "backslashreplace").decode()  # two such names stay two
+        return Item(shown, prompt, "", error="the file's name is not UTF-8; rename it")
     try:
         found = path.stat()
     except OSError as error:
         return Item(name, prompt, str(path), error=f"{path}: {error.strerror}")
+    except ValueError:
+        return Item(name, prompt, "", error="a file's name cannot hold a zero byte; correct the list")
     return Item(name, prompt, str(path), f"{found.st_size}-{found.st_mtime_ns}")
 
 
@@ -197,7 +208,7 @@ def beside(path: Path) -> str | None:
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Line number and row, or what is wrong with the line. A torn last line of a killed writer is left out."""
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:  # some editors begin files with a byte-order mark
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -206,6 +217,9 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             except ValueError as error:
                 if line.endswith("\n"):
                     yield number, f"not JSON ({error})"
+                continue
+            except RecursionError:
+                yield number, "not JSON that anybody writes (brackets in brackets in brackets)"
                 continue
             if not isinstance(row, dict) or first(row, PATH_KEYS) is None:
                 yield number, "expected an object with `path` (or `file_name`) and `prompt`"

@@ -18,9 +18,11 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from visfeedback.plugins import InputError
-from visfeedback.types.files import sync_folder
+from visfeedback.types.files import csv_escape, csv_unescape, sync_folder
 
 TEXTS = ("image", "image_sha256", "prompt", "reward")
+FREE = ("image", "prompt", "reward", "model")
+"""Columns with words that may be anybody's."""
 COLUMNS = (*TEXTS, "score", "model", "revision", "checkpoint_sha256", "preprocessing", "dtype")
 SCHEMA = pa.schema([(name, pa.float64() if name == "score" else pa.string()) for name in COLUMNS])
 ROWS = 8192
@@ -45,7 +47,7 @@ class _Parquet:
 
 
 class _Csv:
-    """A missing prompt is an empty cell; scores have all their digits."""
+    """A missing prompt is an empty cell; scores have all their digits; no text is a spreadsheet's formula."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8", newline="")
@@ -53,10 +55,15 @@ class _Csv:
         self._writer.writerow(COLUMNS)
 
     def write(self, table: pa.Table) -> None:
-        self._writer.writerows(zip(*(table[name].to_pylist() for name in COLUMNS), strict=True))
+        columns = ([_cell(name, value) for value in table[name].to_pylist()] for name in COLUMNS)
+        self._writer.writerows(zip(*columns, strict=True))
 
     def close(self) -> None:
         self._file.close()
+
+
+def _cell(name: str, value: Any) -> Any:
+    return csv_escape(value) if name in FREE and value is not None else value
 
 
 class _Jsonl:
@@ -82,7 +89,12 @@ def _read_csv(path: Path) -> Iterator[pa.Table]:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise ValueError("other columns")
-        yield from _tables({**row, "score": float(row["score"]), "prompt": row["prompt"] or None} for row in reader)
+        yield from _tables(_from_csv(row) for row in reader)
+
+
+def _from_csv(row: dict[str, Any]) -> dict[str, Any]:
+    texts = {name: csv_unescape(row[name]) for name in FREE}
+    return {**row, **texts, "score": float(row["score"]), "prompt": texts["prompt"] or None}
 
 
 def _read_jsonl(path: Path) -> Iterator[pa.Table]:
@@ -124,6 +136,12 @@ def check(path: Path) -> None:
         raise InputError(f"--out {path} is a folder; expected a file, for example {path / 'scores.parquet'}")
 
 
+def sync_file(path: Path) -> None:
+    """What was written is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def writing(path: Path, temporary: Path) -> Iterator[Writer]:
     """Rows go to ``temporary``, on the same file system, which becomes ``path``, whole and synced, at the end."""
@@ -132,8 +150,7 @@ def writing(path: Path, temporary: Path) -> Iterator[Writer]:
         yield writer
     finally:
         writer.close()
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    sync_file(temporary)
     os.replace(temporary, path)
     sync_folder(path.parent)
 

@@ -12,7 +12,7 @@ from visfeedback.plugins import InputError
 from visfeedback.types.protocols import Reward
 from visfeedback.types.records import Frozen
 
-NO_PROMPT = "no prompt for this image; give --prompts, a metadata.jsonl, or NAME.txt beside NAME.png"
+NO_PROMPT = "no prompt for this image; give --prompts, a metadata.jsonl, or NAME.txt (UTF-8) beside NAME.png"
 NOT_FINITE = "the score is not a finite number"
 
 

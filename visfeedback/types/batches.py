@@ -78,24 +78,39 @@ class Pairs(_Tensors):
 
 @dataclass(frozen=True)
 class Scored(_Tensors):
-    """Images with a score each."""
+    """Images with a score each, and the noise and time at which they are looked at."""
 
     latents: Tensor  # (B, C, h, w)
     condition: Condition
-    scores: Tensor  # (B,) native units, higher is better
+    scores: Tensor  # (B,) as the reward settings normalise them (native units when they do not), higher is better
     group: Tensor  # (B,) long: images of one prompt share a number
+    weight: Tensor  # (B,) what the method's `weigh` made of the scores of the whole set; the scores without one
+    noise: Tensor  # (B, C, h, w)
+    t: Tensor  # (B,) in (0, 1]
+    unconditional: Condition | None = None  # (B) of the negative prompts, where guidance is part of the loss
+    real: Scored | None = None  # as many images of `data.real`: what the model should go on being able to draw
 
 
 @dataclass(frozen=True)
 class Rollouts(_Tensors):
-    """Denoising paths of the current policy; ``latents[:, k]`` to ``latents[:, k + 1]`` is step k."""
+    """Denoising paths of the current policy; ``latents[:, k]`` to ``latents[:, k + 1]`` is step k.
+
+    A batch of the training loop holds a piece of each path: the steps that one network call learns from.
+    """
 
     latents: Tensor  # (B, T + 1, C, h, w), first = noise, last = image
     t: Tensor  # (B, T + 1)
-    log_prob: Tensor  # (B, T) nats per latent element (mean), fp32
+    log_prob: Tensor  # (B, T) nats per latent element (mean), fp32, when the path was drawn
     condition: Condition
     scores: Tensor  # (B,)
     group: Tensor  # (B,) long
+    weight: Tensor  # (B,) advantages: what the method's `weigh` made of the scores of the whole round
+    unconditional: Condition | None = None  # (B); None = drawn without guidance
+    guidance: float = 1.0
+    eta: float = 1.0
+    reference_log_prob: Tensor | None = None  # (B, T) of the same steps under the reference
+    better: Tensor | None = None  # (B, K) P(image is better than the k-th of its group); NaN = nobody was asked
+    share: float = 1.0  # rows here of those planned; the others have weight 0 and would add no gradient
 
 
 @dataclass(frozen=True)
@@ -104,3 +119,10 @@ class PromptBatch:
 
     prompts: tuple[Prompt, ...]
     seeds: tuple[int, ...]
+    steps: int = 20
+    guidance: float = 1.0
+    eta: float = 0.0
+
+    def to(self, device: torch.device | str) -> PromptBatch:
+        """Itself: there are no tensors yet."""
+        return self

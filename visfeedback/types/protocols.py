@@ -27,6 +27,10 @@ class Process(Protocol):
         """(count,) training times, drawn as this family is trained."""
         ...
 
+    def times(self, steps: int) -> Tensor:
+        """(steps + 1,) float32, falling, the last one 0: where this family's sampler stops on the way."""
+        ...
+
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -85,7 +89,14 @@ class Context:
 
 
 class Method(Protocol):
-    """A frozen config with a loss."""
+    """A frozen config with a loss.
+
+    What it may have besides, and what follows: ``reference(backbone, batch)`` (pairs: constants worth caching);
+    ``weigh(scores (N,), group (N,), prompts, state) -> (N,)`` (scored, rollouts: called once for a whole set of scored
+    images, before any batch of it; the result is ``batch.weight``, what it puts into ``state["metrics"]`` is logged);
+    ``reads_reference`` (rollouts: batches bring ``reference_log_prob``); ``whole_groups`` (batches hold all images of
+    a prompt); ``least_group`` (so many images of a prompt at least); ``needs_gradient`` (of the reward).
+    """
 
     eats: ClassVar[Literal["pairs", "scored", "rollouts", "prompts"]]
 

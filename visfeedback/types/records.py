@@ -186,8 +186,8 @@ class Origin(Frozen):
     """hub commit, or the version of the package that computes it"""
     checkpoint_sha256: str = ""
     """of the file(s) the weights were read from; empty for programs and endpoints"""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """what the network computes in"""
+    dtype: Literal["fp32", "bf16", "fp16", ""] = "fp32"
+    """what the network computes in; empty where nothing is computed here (an endpoint)"""
 
 
 class About(Frozen):

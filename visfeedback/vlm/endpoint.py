@@ -25,12 +25,14 @@ from visfeedback.types.records import Frozen, Origin
 from visfeedback.vlm.answers import Answers, key_of
 from visfeedback.vlm.images import data_url
 from visfeedback.vlm.questions import Question, Reply
-from visfeedback.vlm.wire import Refused, Unsuitable, post
+from visfeedback.vlm.wire import Refused, Unanswered, Unsuitable, post
 
 REFERENCE = re.compile(r"(?P<model>.+?)@(?P<url>https?://.*)", re.DOTALL)
 KEY_VARIABLE, OPENAI_VARIABLE, OPENAI_HOST = "VISFEEDBACK_API_KEY", "OPENAI_API_KEY", "openai.com"
 TOP, FEW = 20, 5  # as many first words as the protocol allows to ask for, and as many as careful hosts give
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+SILENT = 16
+"""So many questions in a row without any answer: the host is down, and a thousand more would wait for it in vain."""
 INSTEAD = "use a server that has them (vLLM does) or weights on this machine, local:FOLDER"
 SPACES = " \t\n▁ĠĊ"  # how tokenizers write a leading space
 
@@ -83,7 +85,7 @@ class Endpoint:
             raise InputError("endpoints need httpx; type pip install 'visfeedback[vlm]'") from None
         base = _base(url)
         self.name = f"{model}@{base}"
-        self.origin = Origin(model=self.name)
+        self.origin = Origin(model=self.name, dtype="")
         self._model = model
         self._url = f"{base}/chat/completions"
         self._settings = settings
@@ -92,6 +94,7 @@ class Endpoint:
         self._limit = "max_tokens"  # newer models of OpenAI want another word for it, and their own temperature
         self._fixed: dict[str, Any] = {"temperature": 0}
         self._top = TOP
+        self._silent = 0  # questions in a row that got no answer at all
         host = httpx.URL(base).host
         self._key = _key(host)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
@@ -141,11 +144,21 @@ class Endpoint:
             choice = _choice(self._send(messages, limit, logprobs))
             reply = read(choice)
         except Refused as problem:
+            self._count_silence(problem)
             return Reply(error=self._hide(str(problem)))
         except InputError as problem:
             raise InputError(self._hide(str(problem))) from None
+        self._silent = 0
         self._answers.keep(key, choice)
         return reply
+
+    def _count_silence(self, problem: Refused) -> None:
+        """Raises InputError when the host answers nobody any more."""
+        self._silent = self._silent + 1 if isinstance(problem, Unanswered) else 0
+        if self._silent >= SILENT:
+            self._silent = 0  # whoever goes on asks again
+            said = self._hide(str(problem))
+            raise InputError(f"{self.name} answered none of {SILENT} questions ({said}); see to it and run again")
 
     def _send(self, messages: list[dict[str, Any]], limit: int, logprobs: bool) -> dict[str, Any]:
         """Sends, and sends again in the way that the host says it wants."""
@@ -253,9 +266,11 @@ def _first_words(choice: dict[str, Any], name: str) -> tuple[str, dict[str, floa
     try:
         first = logprobs["content"][0]
         entries = [*(first.get("top_logprobs") or []), first]
-        listed = {entry["token"]: math.exp(min(0.0, float(entry["logprob"]))) for entry in entries}
+        listed = {str(entry["token"]): math.exp(min(0.0, float(entry["logprob"]))) for entry in entries}
+        if any(math.isnan(float(entry["logprob"])) for entry in entries):
+            raise ValueError
         return str(first["token"]), listed
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise Refused("the log-probabilities of the answer cannot be read") from None
 
 

@@ -31,6 +31,10 @@ class Refused(Exception):
     """This question got no answer, another may: one line."""
 
 
+class Unanswered(Refused):
+    """The host was there and gave no answer, however often it was asked."""
+
+
 class Unsuitable(Refused):
     """The host does not take the request as it is written (400, 422)."""
 
@@ -42,7 +46,7 @@ def post(
     attempts: int,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
-    """The JSON object that was answered. Raises InputError, Refused or Unsuitable as the module says."""
+    """The JSON object that was answered. Raises InputError or a kind of Refused as the module says."""
     import httpx
 
     problem, connected = "", False
@@ -66,7 +70,7 @@ def post(
             sleep(_pause(attempt) if wait is None else min(wait, LONGEST_PAUSE))
     if not connected:
         raise InputError(f"{problem}; start the server or correct MODEL@BASE_URL")
-    raise Refused(f"{problem} ({attempts} attempts)")
+    raise Unanswered(f"{problem} ({attempts} attempts)")
 
 
 def _read(response: httpx.Response) -> dict[str, Any] | str:
