@@ -85,7 +85,7 @@ def test_a_finished_folder_says_so_and_stays_as_it_is(quick, capsys):
 
 @pytest.mark.slow
 def test_killed_in_every_stage_it_ends_with_the_same_result(quick, tmp_path):
-    """kill -9 as soon as a file of a stage is there; the same command, given again and again, ends as if never killed."""
+    """kill -9 as soon as a file of a stage is there; the same command, given again, ends as if never killed."""
     args, undisturbed, _ = quick
     out = tmp_path / "out"
     command = [sys.executable, "-m", "visfeedback", *args]
