@@ -26,8 +26,8 @@ POLICY = "default"
 """adapter name of the policy; diffusers collects metadata for this name only"""
 
 
-def attach(pipe: Any, adapter: str) -> Path:
-    """Load a LoRA into the pipeline under the name of the policy; returns its weights file.
+def attach(pipe: Any, adapter: str, name: str = POLICY) -> Path:
+    """Load a LoRA into the pipeline, under the name of the policy or another one; returns its weights file.
 
     Raises InputError in one line when it is missing, damaged, or does not fit this model.
     """
@@ -39,7 +39,7 @@ def attach(pipe: Any, adapter: str) -> Path:
     if not any(key.startswith(("unet.", "text_encoder.")) for key in state):
         raise InputError(f"adapter {adapter!r} has no LoRA weights for unet or text_encoder: it is of another model")
     with _errors_only("diffusers.loaders.lora_base"):  # it warns when only one of the two networks has a LoRA
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=POLICY)
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
     for network in (pipe.unet, pipe.text_encoder):
         network.eval()  # peft makes new layers in training mode: the dropout of the adapter's own training would act
     return file

@@ -26,6 +26,9 @@ KNOWN = {
     "implicit_accuracy": Known(
         "Pairs ranked right", 0.5, "How often the preferred image is the one made likelier. Dashed: chance."
     ),
+    "holdout_implicit_accuracy": Known(
+        "Held-out pairs ranked right", 0.5, "The same for prompts that were kept out of training. Dashed: chance."
+    ),
     "drift": Known("Drift from the base model", None, "Mean squared difference of the two networks' predictions."),
     "margin": Known("Margin", 0.0, "Mean logit of the preferred image. Dashed: undecided."),
     "reward": Known("Reward"),

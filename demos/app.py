@@ -1,0 +1,23 @@
+"""The collection app with the model that ships with the package: judge, train, and see the adapter win.
+
+    python demos/app.py [--port 7860] [any flag of `visfeedback collect`]
+
+Opens http://127.0.0.1:7860 with pairs that shapes:sd draws while you judge. Answers go to demo.db in this folder.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from visfeedback.cli import main
+
+DEMO = [
+    "collect", "--store", "sqlite:///demo.db", "--model", "shapes:sd",
+    "--title", "Which image fits the words better?",
+    "--invitation", "A small model draws shapes while you judge. After some votes, open the Train tab: it learns from "
+    "them, and its new images join the comparison.",
+    "--instructions", "Right number, colours and places come first. When both are right, the cleaner one is better.",
+]  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main([*DEMO, *sys.argv[1:]]))
