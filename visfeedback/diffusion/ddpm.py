@@ -15,6 +15,7 @@ from torch import Tensor
 from visfeedback.plugins import InputError
 
 PredictionType = Literal["epsilon", "v_prediction"]
+Spacing = Literal["leading", "linspace", "trailing"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class DDPM:
     prediction_type: PredictionType = "epsilon"
     final_alpha: float = 1.0
     """a at t = 0 in `step`: the sampler's own (1, or a_1 when `set_alpha_to_one=False`)"""
+    spacing: Spacing = "leading"
+    """how `times` spreads over the schedule, in diffusers' words"""
+    offset: int = 0
+    """added to the discrete steps of `leading`"""
 
     @classmethod
     def of(cls, scheduler: Any) -> DDPM:
@@ -34,7 +39,9 @@ class DDPM:
         if kind not in get_args(PredictionType) or alphas is None:
             name = type(scheduler).__name__
             raise InputError(f"scheduler {name} with prediction_type {kind!r}: expected epsilon or v_prediction (DDPM)")
-        return cls(alphas.float().cpu(), kind, float(getattr(scheduler, "final_alpha_cumprod", 1.0)))
+        spacing: Any = getattr(scheduler.config, "timestep_spacing", "leading")
+        offset = int(getattr(scheduler.config, "steps_offset", 0))
+        return cls(alphas.float().cpu(), kind, float(getattr(scheduler, "final_alpha_cumprod", 1.0)), spacing, offset)
 
     @property
     def steps(self) -> int:
@@ -55,6 +62,22 @@ class DDPM:
     def sample_t(self, count: int, generator: torch.Generator) -> Tensor:
         """(count,) times of steps drawn uniformly from 0 ... T - 1, on the generator's device."""
         return self.time(torch.randint(self.steps, (count,), generator=generator, device=generator.device))
+
+    def times(self, steps: int) -> Tensor:
+        """(steps + 1,) float32, falling to 0: the stops of diffusers' DDIM, a step from each to the next one.
+
+        Exactly its own where it steps to its own next stop: `leading` always, `trailing` when steps divides T.
+        """
+        if not 1 <= steps <= self.steps:
+            raise InputError(f"{steps} denoising steps; this model's schedule has {self.steps}: expected 1 to that")
+        if self.spacing == "linspace":
+            index = torch.linspace(0, self.steps - 1, steps, dtype=torch.float64).round().flip(0)
+        elif self.spacing == "trailing":
+            index = (self.steps - torch.arange(steps, dtype=torch.float64) * (self.steps / steps)).round() - 1
+        else:
+            index = torch.arange(steps - 1, -1, -1) * (self.steps // steps) + self.offset
+        index = index.long().clamp(max=self.steps - 1)
+        return torch.cat([self.time(index), torch.zeros(1)])
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t (B, ...) in the precision of ``x0``; exactly ``x0`` where t = 0."""

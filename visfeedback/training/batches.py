@@ -78,6 +78,11 @@ class PairBatches:
         self._by_id = {pair.id: pair for pair in pairs}
         self._order = lru_cache(maxsize=2)(self._shuffle)
 
+    @property
+    def calls(self) -> int:
+        """Network calls of an optimizer step."""
+        return self.recipe.accumulate
+
     def batch(self, step: int, micro: int = 0, rank: int = 0) -> Pairs:
         """The ``micro``-th batch of process ``rank`` in step ``step`` (counted from 0)."""
         recipe = self.recipe

@@ -5,6 +5,7 @@ A folder is written under a hidden name, every file fsynced, then renamed: one t
   adapter.safetensors   what is trained              ema.safetensors   its running average, when on
   optimizer.pt          optimizer (and loss scaler)   random-R.pt       random states of process R
   method.pt             the method's own state        state.json        step, clocks, half-filled metrics
+  source-R.pt           what the batches of process R depend on besides the step: a half-used round of fresh images
 May import: types, plugins.
 """
 
@@ -35,6 +36,7 @@ class Position:
     step: int = 0  # finished optimizer steps = place in the data
     seconds: float = 0.0  # of training, all starts together
     window: list[dict[str, float]] = field(default_factory=list)  # steps not yet in metrics.jsonl
+    stopped: str = ""  # why the run ended before its last step
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Snapshot:
     optimizer: dict[str, Any]
     method: dict[str, Any]
     ema: Mapping[str, Tensor] | None = None
+    source: dict[str, Any] = field(default_factory=dict)  # this process's own
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -69,6 +72,8 @@ def save(root: Path, snapshot: Snapshot, rank: int, barrier: Callable[[], None],
     barrier()
     try:
         write_atomic(hidden / f"random-{rank}.pt", _pickled(random_states()))
+        if snapshot.source:
+            write_atomic(hidden / f"source-{rank}.pt", _pickled(snapshot.source))
         if rank == 0:
             _write(hidden, snapshot)
     except OSError:  # the disk is full: leave it as it was
@@ -105,15 +110,16 @@ def _drop_old(root: Path, keep: int) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def load(folder: Path) -> Snapshot:
+def load(folder: Path, rank: int = 0) -> Snapshot:
     """The snapshot in a checkpoint's folder, tensors on the CPU. Random states: `restore_random_states`."""
-    ema = folder / "ema.safetensors"
+    ema, source = folder / "ema.safetensors", folder / f"source-{rank}.pt"
     return Snapshot(
         position=Position(**json.loads((folder / "state.json").read_text(encoding="utf-8"))),
         adapter=load_file(folder / "adapter.safetensors"),
         optimizer=torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),
         method=torch.load(folder / "method.pt", map_location="cpu", weights_only=True),
         ema=load_file(ema) if ema.exists() else None,
+        source=torch.load(source, map_location="cpu", weights_only=True) if source.exists() else {},
     )
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
+
 from visfeedback.plugins import InputError
 from visfeedback.sampling.crew import Crew
 from visfeedback.training import checkpoint
@@ -63,12 +65,16 @@ class Training:
     def _steps(self) -> int:
         return self.setup.settings.optim.steps
 
+    @property
+    def _done(self) -> bool:
+        return self.position.step >= self._steps or bool(self.position.stopped)
+
     def restore(self) -> None:
         """Go on from the newest checkpoint, if there is one, and forget metrics of steps after it."""
         setup, run = self.setup, self.setup.run
         if done := checkpoint.steps(run.checkpoints):
             folder = checkpoint.step_folder(run.checkpoints, done[-1])
-            self.position = self._put(checkpoint.load(folder))
+            self.position = self._put(checkpoint.load(folder, setup.rank))
             checkpoint.restore_random_states(folder, setup.rank)
         if setup.main:
             Metrics(run.metrics).cut_back(self.position.step)
@@ -82,10 +88,10 @@ class Training:
         with stop_on_signal() as stop:
             if self.position.step == 0:
                 monitor.preview(0)
-            while self.position.step < self._steps:
+            while not self._done:
                 stopping = self._step(monitor, stop)
                 advance(1)
-                if stopping or self.position.step == self._steps or (every and self.position.step % every == 0):
+                if stopping or self._done or (every and self.position.step % every == 0):
                     self.save()
                 if stopping:
                     raise KeyboardInterrupt
@@ -97,17 +103,32 @@ class Training:
             metrics, stopping = self.setup.stepper.step(self.position.step, stop)
         except NotFinite as error:
             raise self._lost(error) from None
+        except InputError as error:
+            raise self._kept(error) from None
         self.position.step += 1
-        metrics |= monitor.after(self.position.step)
+        measured = monitor.after(self.position.step)
+        self.position.stopped = self._too_far(measured)
+        if self.position.stopped:
+            monitor.preview(self.position.step)
         self.position.seconds += time.perf_counter() - started
-        images = 2 * self.position.step * self.setup.stepper.batches.recipe.per_step
-        self._record(metrics | {"seconds": self.position.seconds, "images_seen": images})
+        counts = self.setup.source.counts(self.position.step)
+        self._record(metrics | measured | {"seconds": self.position.seconds} | counts)
         return stopping
+
+    def _too_far(self, measured: dict[str, float]) -> str:
+        """Why to stop early, the same in every process; empty to go on. Only the first process measures."""
+        limit = self.setup.settings.engine.stop_drift
+        if not limit:
+            return ""
+        found = [measured.get("drift", 0.0)]
+        if self.setup.accelerator.num_processes > 1:
+            broadcast_object_list(found)
+        return f"drift {found[0]:.3g} > engine.stop_drift = {limit:g}" if found[0] > limit else ""
 
     def _record(self, metrics: dict[str, float]) -> None:
         """A row of metrics.jsonl, and of the trackers, for every `log_every` steps."""
         self.position.window.append(metrics)
-        if self.position.step % self.setup.settings.engine.log_every and self.position.step < self._steps:
+        if self.position.step % self.setup.settings.engine.log_every and not self._done:
             return
         row = {"step": self.position.step} | summarize(self.position.window)
         self.position.window = []
@@ -124,6 +145,13 @@ class Training:
             f"with a lower --optim.lr (now {self.setup.settings.optim.lr:g}), a --optim.warmup, or --model.dtype fp32"
         )
 
+    def _kept(self, error: InputError) -> InputError:
+        """Keep what was learned when data or rewards fail later on; nothing of this step has happened."""
+        if self.position.step == 0:
+            return InputError(str(error))
+        self.save()
+        return InputError(f"{error}; step {self.position.step} is saved, go on from it with --resume")
+
     def save(self) -> None:
         """A checkpoint of this step."""
         setup, stepper = self.setup, self.setup.stepper
@@ -137,6 +165,7 @@ class Training:
             },
             method=stepper.state,
             ema=stepper.average.values if stepper.average else None,
+            source=setup.source.save(self.position.step),
         )
         barrier, keep = setup.accelerator.wait_for_everyone, setup.settings.engine.keep
         checkpoint.save(setup.run.checkpoints, snapshot, setup.rank, barrier, keep)
@@ -151,10 +180,12 @@ class Training:
         stepper.state.update(snapshot.method)
         if stepper.average and snapshot.ema:
             stepper.average.load(snapshot.ema)
+        if snapshot.source:
+            self.setup.source.restore(snapshot.source)
         return snapshot.position
 
 
-LAST = {"lr", "seconds", "images_seen", "drift"}
+LAST = {"lr", "seconds", "images_seen", "images_made", "drift"}
 """metrics of which a row shows the newest value instead of the mean"""
 
 

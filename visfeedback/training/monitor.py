@@ -1,4 +1,4 @@
-"""Looking at the run from beside: drift from the reference, held-out pairs, pictures. Changes nothing it looks at, and
+"""Looking at the run from beside: drift from the reference, held-out data, pictures. Changes nothing it looks at, and
 looks at what will be saved: with a running average, at that.
 
 May import: types, sampling.
@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import io
 import json
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from visfeedback.sampling.drift import drift
 from visfeedback.sampling.generate import derive_seed
 from visfeedback.sampling.render import GenerateSettings, evaluating, render
-from visfeedback.training import looks
-from visfeedback.training.data import Pair
 from visfeedback.training.policy import averaged, unparked
 from visfeedback.training.run import Run
 from visfeedback.training.setup import Setup
-from visfeedback.types.batches import Pairs
 from visfeedback.types.files import write_atomic, write_json
 
 PROMPTS = "prompts.json"
@@ -45,46 +43,22 @@ class Monitor:
         return self.measure() if last or (every and step % every == 0) else {}
 
     def measure(self) -> dict[str, float]:
-        """Drift, and loss and accuracy on held-out pairs; the same noise every time, so that values compare."""
+        """Drift, and what the source measures on held-out data; the same noise every time, so that values compare."""
         backbone, accelerator = self.setup.backbone, self.setup.accelerator
         looking = averaged(backbone, self.setup.stepper.average)
         with looking, torch.no_grad(), evaluating(backbone.pipe), accelerator.autocast():
-            return {"drift": self._drift()} | self._held_out()
+            return {"drift": self._drift()} | self.setup.source.measure(self._loss)
 
     def _drift(self) -> float:
+        backbone = self.setup.backbone
         generator = torch.Generator().manual_seed(derive_seed(self.setup.settings.engine.seed, "drift", 0))
-        draws = looks.drift_draws(self._probe_items)
-        return drift(self.setup.backbone, self._probe.winner, self._probe.condition, generator, draws)
+        latents, condition, draws = self.setup.source.probe()
+        return drift(backbone, latents.to(backbone.device), condition.to(backbone.device), generator, draws)
 
-    @cached_property
-    def _probe(self) -> Pairs:
-        """The training images whose predictions are compared."""
-        batch = self.setup.stepper.batches.collate(self._probe_items, reference=False)
-        return batch.to(self.setup.backbone.device)
-
-    @cached_property
-    def _probe_items(self) -> list[tuple[Pair, int]]:
-        batches = self.setup.stepper.batches
-        return looks.probe(batches.pairs, batches.recipe.batch_size)
-
-    @cached_property
-    def _held_out_items(self) -> list[tuple[Pair, int]]:
-        return looks.held_out(self.setup.held_out.pairs) if self.setup.held_out else []
-
-    def _held_out(self) -> dict[str, float]:
-        setup, batches = self.setup, self.setup.held_out
-        if batches is None:
-            return {}
-        size, items = batches.recipe.batch_size, self._held_out_items
-        totals: dict[str, float] = {}
-        for start in range(0, len(items), size):
-            part = items[start : start + size]
-            batch = batches.collate(part).to(setup.backbone.device)
-            loss, metrics = setup.settings.method.loss(setup.backbone, batch, setup.stepper.context(0, 0))  # pyright: ignore[reportAttributeAccessIssue]
-            for name, value in {"loss": float(loss), **metrics}.items():
-                totals[name] = totals.get(name, 0.0) + value * len(part) / len(items)
-        names = ("loss", "implicit_accuracy")
-        return {f"holdout_{name}": totals[name] for name in names if name in totals}
+    def _loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        method: Any = self.setup.settings.method
+        backbone, context = self.setup.backbone, self.setup.stepper.context(0, 0)
+        return method.loss(backbone, batch.to(backbone.device), context)
 
     def preview(self, step: int) -> None:
         """``samples/step-N/NN.png``: the same prompts and seeds every time."""
@@ -113,7 +87,7 @@ def preview_prompts(setup: Setup) -> list[str]:
     wanted = setup.settings.eval
     if wanted.prompts:
         return list(wanted.prompts)
-    return list(dict.fromkeys(pair.prompt for pair in setup.stepper.batches.pairs))[: wanted.count]
+    return list(setup.source.prompts)[: wanted.count]
 
 
 def drawn(run: Run, step: int) -> dict[str, Path]:

@@ -23,6 +23,8 @@ from visfeedback.training.setup import Setup
 
 TAIL = 20
 """rows of metrics.jsonl whose mean stands in the summary: single steps are noisy"""
+CURVES = ("loss", "reward", "watched_reward", "implicit_accuracy", "drift")
+"""of those that the run has"""
 SHOWN = ("steps", "epochs", "images_seen", "loss", "implicit_accuracy", "holdout_implicit_accuracy", "drift", "seed")
 """numbers on the card"""
 
@@ -35,7 +37,7 @@ tags: [lora, text-to-image, {name}, preference-optimization, visfeedback]
 
 # {name} adapter for {base}
 
-A LoRA for `{base}` trained with {name} on {pairs} preferences over {prompts} prompts, by visfeedback.
+A LoRA for `{base}` trained with {name} on {learned}, by visfeedback.
 
 ```python
 import torch
@@ -56,7 +58,7 @@ Settings:
 ```toml
 {toml}```
 
-What the numbers are: means over the last {tail} logged steps on the training pairs; drift is the mean squared
+What the numbers are: means over the last {tail} logged steps of training; drift is the mean squared
 difference between the predictions of this model and its reference, {drift}.{holdout}
 They do not say how good the images are: for that, `visfeedback evaluate` compares base and tuned on prompts that were
 not trained on.
@@ -68,8 +70,7 @@ def card(setup: Setup, summary: dict[str, Any]) -> str:
     settings, base = public(setup.settings), setup.settings.model.id
     world, measured = plugins.split_reference(base), summary["measured_on"]
     return CARD.format(
-        base=base, name=summary["method"]["name"], pairs=summary["pairs"], command=summary["command"], tail=TAIL,
-        prompts=len({pair.prompt for pair in setup.stepper.batches.pairs}),
+        base=base, name=summary["method"]["name"], learned=setup.source.learned, command=summary["command"], tail=TAIL,
         imports=f"from visfeedback import {world[0]}\n" if world else "",
         source=f'{world[0]}.model_folder("{world[1]}")' if world else json.dumps(base),
         drift=on_images(measured["drift"]),
@@ -91,23 +92,25 @@ def on_pairs(measured: dict[str, int]) -> str:
 
 def write_report(setup: Setup, summary: dict[str, Any]) -> Path:
     """report.html: numbers, curves, pictures before and after, settings, the command."""
-    sections = [Section("How it learned", (training_curves(read_metrics(setup.run.metrics)),))]
+    sections = [Section("How it learned", (training_curves(read_metrics(setup.run.metrics), CURVES),))]
     if cards := _pictures(setup, summary["steps"]):
         lead = "The same prompt and the same noise, before and after. A handful of pictures shows style, not success."
         sections.append(Section("Before and after", (Cards(tuple(cards)),), lead))
     sections.append(Section("Run it again", (Command(summary["command"]),)))
     lead = "What differs from the defaults; `config.toml` has everything, `environment.json` the versions."
     sections.append(Section("Settings", (settings_table(_chosen(setup)),), lead))
-    title = f"{summary['method']['name'].upper()} on {summary['model']}: {summary['pairs']} preferences learned"
+    title = f"{summary['method']['name'].upper()} on {summary['model']}: {setup.source.learned}"
     page = Page(title, sections, "visfeedback train", _sentence(summary), _numbers(summary))
     return write_page(setup.run.report, page)
 
 
 def _sentence(summary: dict[str, Any]) -> str:
     beta = ", ".join(f"{name.replace('_', ' ')} = {value:.4g}" for name, value in summary["conventions"].items())
+    over = f" over {summary['epochs']:g} epochs of {summary['pairs']} pairs" if "pairs" in summary else ""
+    stopped = f" Stopped early: {summary['stopped']}." if "stopped" in summary else ""
     return (
-        f"{summary['steps']} steps over {summary['epochs']:g} epochs of {summary['pairs']} pairs in "
-        f"{summary['seconds']:.0f} seconds, seed {summary['seed']}.{f' {beta}.' if beta else ''}"
+        f"{summary['steps']} steps{over} in {summary['seconds']:.0f} seconds, seed {summary['seed']}."
+        f"{f' {beta}.' if beta else ''}{stopped}"
     )
 
 
@@ -119,6 +122,10 @@ def _numbers(summary: dict[str, Any]) -> tuple[Number, ...]:
     if "holdout_implicit_accuracy" in summary:
         value = f"{summary['holdout_implicit_accuracy']:.0%}"
         numbers.append(Number("Held-out pairs ranked right", value, note=on_pairs(measured["holdout"])))
+    for name, note in (("reward", "what was trained for"), ("watched_reward", "only watched")):
+        if name in summary:
+            note = f"{note}; mean of the last {TAIL} logged steps"
+            numbers.append(Number(name.replace("_", " ").capitalize(), f"{summary[name]:.3g}", note=note))
     if "drift" in summary:
         note = f"mean squared difference to the reference's predictions, {on_images(measured['drift'])}"
         numbers.append(Number("Drift", f"{summary['drift']:.2g}", note=note))

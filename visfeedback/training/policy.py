@@ -20,14 +20,15 @@ from visfeedback.training.settings import TrainSettings
 def load_policy(settings: TrainSettings, device: str) -> Any:
     """The backbone with a LoRA that equals the reference: nothing is learned yet.
 
-    With `model.adapter` policy and reference both start as the model with that LoRA, else as the bare model; dropout is
-    this run's own either way.
+    With `model.adapter` policy and reference both start as the model with that LoRA, else as the bare model; with
+    `model.reference` bare the reference is that in any case. Dropout is this run's own either way.
     Raises InputError when model or adapter is missing, damaged, or they do not fit.
     """
     model, lora, seed = settings.model, settings.lora, settings.engine.seed
     backbone = load(model.id, adapter=model.adapter, dtype=model.dtype, device=device)
     if model.adapter:
-        backbone.freeze_reference()
+        if model.reference == "start":
+            backbone.freeze_reference()
         backbone.set_dropout(lora.dropout)
     else:
         backbone.add_lora(lora.rank, lora.alpha or None, lora.targets, lora.dropout, derive_seed(seed, "lora", 0))

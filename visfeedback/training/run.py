@@ -1,6 +1,7 @@
 """The run folder: what stands in it, and whether a run may begin or go on there.
 
-  config.toml (resolved) · environment.json · pairs.jsonl (what is learned) · metrics.jsonl · cache/ · checkpoints/
+  config.toml (resolved) · environment.json · metrics.jsonl · cache/ · checkpoints/
+  pairs.jsonl, images.jsonl or prompts.jsonl (what is learned), real.jsonl (what is to be kept)
   adapter/ (diffusers LoRA) · samples/ · summary.json · report.html · card.md
 Every file is written under a temporary name and renamed; metrics.jsonl is appended to, and cut back on resume.
 May import: types, config, plugins, report.
@@ -37,6 +38,9 @@ class Run:
         self.config = self.root / "config.toml"
         self.environment = self.root / "environment.json"
         self.pairs = self.root / "pairs.jsonl"
+        self.images = self.root / "images.jsonl"
+        self.prompts = self.root / "prompts.jsonl"
+        self.real = self.root / "real.jsonl"
         self.metrics = self.root / "metrics.jsonl"
         self.cache = self.root / "cache"
         self.checkpoints = self.root / "checkpoints"
@@ -74,7 +78,7 @@ def write_settings(run: Run, settings: TrainSettings) -> None:
 
 def public(settings: TrainSettings) -> TrainSettings:
     """The settings as every file of the folder shows them, for the folder may be published: without a password. A run
-    goes on from its pairs.jsonl, so nothing there needs it."""
+    goes on from its pairs.jsonl or images.jsonl, so nothing there needs it."""
     store = without_passwords(settings.data.store)
     return settings.model_copy(update={"data": settings.data.model_copy(update={"store": store})})
 

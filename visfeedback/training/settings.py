@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, create_model, field_validator
 
 from visfeedback import plugins
+from visfeedback.training.settings_online import RewardChoice, Rollout
 from visfeedback.types.records import Frozen
 
 SHORTEST = 0.01
@@ -28,15 +29,27 @@ class Model(Frozen):
     """LoRA to start from; the reference is then the model with this LoRA. Empty: a fresh LoRA on the bare model"""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """precision of the frozen weights; what is trained stays fp32"""
+    reference: Literal["start", "bare"] = "start"
+    """what training is held to: the model as it starts, with `adapter`; or the model without it, in later rounds of a
+    program that began there"""
 
 
 class Data(Frozen):
-    """Which preferences are learned, and how images and prompts are read. Give `store` or `pairs`."""
+    """What is learned that is there already, and how images and prompts are read. Methods that learn from pairs need
+    `store` or `pairs`; those that learn from scored images take these, too, or `images`."""
 
     store: str = ""
     """SQLAlchemy URL of a feedback store, e.g. `sqlite:///prefs.db`"""
     pairs: str = ""
     """pairs file (jsonl, csv, parquet) with prompt, image_a, image_b, label"""
+    images: str = ""
+    """images to learn from one by one: a folder of `visfeedback generate` or with metadata.jsonl or NAME.txt, or a
+    jsonl, csv or parquet file with prompt, image and, unless [reward] scores them, score"""
+    real: str = ""
+    """images that the model should go on being able to draw, as `images` without scores: what Lee et al. call
+    pre-training data; as many of them as of the others are in every network call"""
+    paths: str = ""
+    """folder with samples.jsonl and trajectories/: denoising paths that were drawn before"""
     criterion: str = "overall"
     """which question's answers to learn from (store)"""
     ties: Literal["drop", "keep"] = "drop"
@@ -77,9 +90,9 @@ class Optim(Frozen):
     steps: int = Field(default=500, ge=1)
     """optimizer steps"""
     batch_size: int = Field(default=8, ge=1)
-    """pairs in one network call of one process"""
+    """pairs, or images, in one network call of one process"""
     accumulate: int = Field(default=1, ge=1)
-    """network calls per optimizer step"""
+    """network calls per optimizer step; with paths, for each of their steps"""
     weight_decay: float = Field(default=1e-2, ge=0)
     """AdamW's decoupled decay"""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -156,6 +169,8 @@ class Engine(Frozen):
     """steps that one row of metrics.jsonl averages"""
     drift_every: int = Field(default=50, ge=0)
     """steps between measures of the drift from the reference; 0 = only at the end"""
+    stop_drift: float = Field(default=0.0, ge=0.0)
+    """stop, as if all steps were done, once the measured drift is above this; 0 = never"""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """where metrics go besides metrics.jsonl (extra `trackers`)"""
     ema: Ema = Ema()
@@ -179,6 +194,8 @@ class TrainSettings(Frozen):
     model: Model = Model()
     method: Frozen
     data: Data = Data()
+    rollout: Rollout = Rollout()
+    reward: RewardChoice = RewardChoice()
     optim: Optim = Optim()
     lora: Lora = Lora()
     engine: Engine = Engine()

@@ -22,16 +22,18 @@ from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 from visfeedback.backbones.load import pick_device
 from visfeedback.plugins import InputError
 from visfeedback.report.tables import flat
-from visfeedback.training import looks, tables
+from visfeedback.training import looks, openers, tables
 from visfeedback.training.batches import PairBatches, Recipe, Tables
 from visfeedback.training.data import Pair, load_pairs, split
 from visfeedback.training.optimizer import build_optimizer
+from visfeedback.training.pair_source import PairSource
 from visfeedback.training.policy import Average, load_policy, park
 from visfeedback.training.run import Run, check_folder, public, write_settings
 from visfeedback.training.settings import Engine, TrainSettings
+from visfeedback.training.sources import Source
 from visfeedback.training.step import Loss, Stepper
 from visfeedback.training.surroundings import environment
-from visfeedback.types.files import read_jsonl, write_atomic, write_json
+from visfeedback.types.files import write_json
 from visfeedback.types.protocols import Progress, silent
 
 
@@ -44,7 +46,7 @@ class Setup:
     accelerator: Accelerator
     backbone: Any
     stepper: Stepper
-    held_out: PairBatches | None = None
+    source: Source
     progress: Progress = silent
 
     @property
@@ -59,30 +61,40 @@ class Setup:
 
 def prepare(settings: TrainSettings, run: Run, resume: bool, progress: Progress) -> Setup:
     """Raises InputError for anything that is wrong with settings, data, model or folder."""
-    tables.check_learnable(settings.method)
+    openers.check(settings)
     accelerator = make_accelerator(settings.engine, run)
     if accelerator.is_main_process:
         check_folder(run, settings, resume)
     recorded = json.loads(run.environment.read_text(encoding="utf-8")) if run.environment.exists() else {}
     _same_machine(recorded, accelerator, settings.engine, run)
-    pairs = _pairs(settings, run, accelerator)
+    material = _material(settings, run, accelerator)
     backbone = load_policy(settings, str(accelerator.device))
     _same_model(recorded, backbone, run)
     optimizer = build_optimizer(list(backbone.parameters()), settings.optim)
-    train, held = split(pairs, settings.data.holdout)
     worker = tables.Worker(
         settings, backbone, run.cache, progress, accelerator.autocast, accelerator.wait_for_everyone,
         accelerator.process_index, accelerator.num_processes,
     )  # fmt: skip
-    batches, held_out = make_batches(worker, train, held)
-    if settings.engine.cache.moments and settings.engine.cache.text:
+    state: dict[str, Any] = {}  # the method's
+    source = _source(worker, accelerator, material, state)
+    stored, cache = openers.kind_of(settings) in ("pairs", "images"), settings.engine.cache
+    if stored and cache.moments and cache.text:
         park(backbone)
     if accelerator.is_main_process:
-        _write_start(run, settings, pairs, accelerator, backbone)
+        _write_start(run, settings, material, accelerator, backbone)
     accelerator.wait_for_everyone()
     _start_trackers(accelerator, settings)
-    stepper = _stepper(settings, accelerator, backbone, batches, optimizer)
-    return Setup(settings, run, accelerator, backbone, stepper, held_out, progress)
+    stepper = _stepper(settings, accelerator, backbone, source, optimizer, state)
+    return Setup(settings, run, accelerator, backbone, stepper, source, progress)
+
+
+def _source(
+    worker: tables.Worker, accelerator: Accelerator, material: openers.Material, state: dict[str, Any]
+) -> Source:
+    if openers.kind_of(worker.settings) != "pairs":
+        return openers.open_source(worker, accelerator, material, state)
+    train, held = split(material.records, worker.settings.data.holdout)
+    return PairSource(*make_batches(worker, train, held))
 
 
 def make_accelerator(engine: Engine, run: Run) -> Accelerator:
@@ -150,14 +162,14 @@ def _revisions(backbone: Any) -> dict[str, str]:
     return {"model_revision": backbone.revision, "adapter_revision": backbone.adapter_revision}
 
 
-def _pairs(settings: TrainSettings, run: Run, accelerator: Accelerator) -> list[Pair]:
-    """The recorded pairs of a run that goes on, else those of the data; every process gets the first one's."""
-    pairs: list[Any] = [None]
+def _material(settings: TrainSettings, run: Run, accelerator: Accelerator) -> openers.Material:
+    """What is learned; every process gets the first one's."""
+    box: list[Any] = [None]
     if accelerator.is_main_process:
-        pairs = [list(read_jsonl(run.pairs, Pair)) if run.pairs.exists() else load_pairs(settings.data)]
+        box = [openers.gather_material(settings, run, lambda: load_pairs(settings.data))]
     if accelerator.num_processes > 1:
-        broadcast_object_list(pairs)
-    return pairs[0]
+        broadcast_object_list(box)
+    return box[0]
 
 
 def make_batches(
@@ -176,7 +188,9 @@ def make_batches(
     # What is looked at comes first, for what is trained on grows when a run goes on to more steps.
     needed = [held_out.shown(looked_at), batches.shown(probed), batches.shown(batches.items(optim.steps))]
     images, texts = (list(dict.fromkeys(key for part in needed for key in part[which])) for which in (0, 1))
-    ready = Tables(tables.moments(worker, [*train, *held], images), tables.text(worker, texts))
+    sides = ((p.winner, p.winner_path, p.loser, p.loser_path) for p in (*train, *held))
+    paths = {image: path for one, there, other, where in sides for image, path in ((one, there), (other, where))}
+    ready = Tables(tables.moments(worker, paths, images), tables.text(worker, texts))
     batches, held_out = PairBatches(train, ready, process, recipe), PairBatches(held, ready, process, recipe)
     batches = tables.with_reference(worker, batches, batches.items(optim.steps), batches.repeats(optim.steps))
     if not held:
@@ -185,15 +199,19 @@ def make_batches(
 
 
 def _stepper(
-    settings: TrainSettings, accelerator: Accelerator, backbone: Any, batches: PairBatches, optimizer: Any
-) -> Stepper:
+    settings: TrainSettings, accelerator: Accelerator, backbone: Any, source: Source, optimizer: Any,
+    state: dict[str, Any],
+) -> Stepper:  # fmt: skip
     loss, optimizer = accelerator.prepare(Loss(settings.method, backbone), optimizer)
     ema = settings.engine.ema
     average = Average(backbone.named_parameters(), ema.decay) if ema.decay else None
-    return Stepper(settings, accelerator, backbone, loss, optimizer, batches, {}, average)
+    reward = getattr(source, "reward", None)
+    return Stepper(settings, accelerator, backbone, loss, optimizer, source.batches, state, average, reward)
 
 
-def _write_start(run: Run, settings: TrainSettings, pairs: list[Pair], accelerator: Accelerator, backbone: Any) -> None:
+def _write_start(
+    run: Run, settings: TrainSettings, material: openers.Material, accelerator: Accelerator, backbone: Any
+) -> None:
     """config.toml comes last: a folder that has it has the rest."""
     if not run.environment.exists():
         about = {
@@ -202,8 +220,7 @@ def _write_start(run: Run, settings: TrainSettings, pairs: list[Pair], accelerat
             **_revisions(backbone),
         }  # fmt: skip
         write_json(run.environment, environment(**about))
-    if not run.pairs.exists():
-        write_atomic(run.pairs, "".join(pair.model_dump_json() + "\n" for pair in pairs))
+    material.write(run, openers.kind_of(settings))
     write_settings(run, settings)
 
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from visfeedback.plugins import InputError
 from visfeedback.sampling.generate import derive_seed
-from visfeedback.training.batches import PairBatches
 from visfeedback.training.optimizer import learning_rate
 from visfeedback.training.policy import Average
 from visfeedback.training.settings import TrainSettings
@@ -51,9 +50,10 @@ class Stepper:
     backbone: Any
     loss: nn.Module  # a wrapped `Loss`
     optimizer: Any  # wrapped
-    batches: PairBatches
+    batches: Any  # see `sources.Batches`
     state: dict[str, Any]  # the method's own, saved in checkpoints
     average: Average | None = None
+    reward: Any = None  # for methods that ask it themselves
 
     def step(self, step: int, stop: Callable[[], bool]) -> tuple[dict[str, float], bool]:
         """Optimizer step ``step`` (0 = first); metrics averaged over processes, and whether any process must stop.
@@ -61,8 +61,9 @@ class Stepper:
         Raises NotFinite before anything changed when the loss or, without a loss scaler, the gradient is no number.
         """
         started, optim = time.perf_counter(), self.settings.optim
-        rows = [self._backward(step, micro) for micro in range(optim.accumulate)]
+        rows = [self._backward(step, micro) for micro in range(self.batches.calls)]
         metrics, stopping = self._mean(rows, stop())
+        metrics |= self.state.get("metrics", {})
         metrics["grad_norm"] = self._clip()
         self._check(metrics)
         rate = learning_rate(optim, step)
@@ -75,20 +76,21 @@ class Stepper:
         return metrics | {"lr": rate, "step_seconds": time.perf_counter() - started}, stopping
 
     def _backward(self, step: int, micro: int) -> dict[str, float]:
-        last = micro == self.settings.optim.accumulate - 1
-        rank = self.accelerator.process_index
+        calls, rank = self.batches.calls, self.accelerator.process_index
+        last = micro == calls - 1
         batch = self.batches.batch(step, micro, rank).to(self.backbone.device)
         alone = contextlib.nullcontext() if last else self.accelerator.no_sync(self.loss)
         with alone:
-            loss, metrics = self.loss(batch, self.context(step, rank))
-            self.accelerator.backward(loss / self.settings.optim.accumulate)
+            loss, metrics = self.loss(batch, self.context(step, rank, micro))
+            loss = loss * getattr(batch, "share", 1.0)
+            self.accelerator.backward(loss / calls)
         return {"loss": loss.item(), **metrics}
 
-    def context(self, step: int, rank: int) -> Context:
-        """What the method is handed: its random numbers follow from the step."""
-        seed = derive_seed(self.settings.engine.seed, f"method-{rank}", step)
+    def context(self, step: int, rank: int, micro: int = 0) -> Context:
+        """What the method is handed: its random numbers follow from the network call."""
+        seed = derive_seed(self.settings.engine.seed, f"method-{rank}" + (f"-{micro}" if micro else ""), step)
         generator = torch.Generator().manual_seed(seed)
-        return Context(generator, step, mean=self._over_processes, state=self.state)
+        return Context(generator, step, self.reward, self._over_processes, self.state)
 
     def _over_processes(self, value: Tensor) -> Tensor:
         if self.accelerator.num_processes == 1:

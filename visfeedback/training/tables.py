@@ -7,7 +7,7 @@ May import: types, plugins, sampling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visfeedback.plugins import InputError
 from visfeedback.sampling.render import evaluating
 from visfeedback.training.batches import MIRRORED, PairBatches, condition_rows, draw_key
 from visfeedback.training.cache import Compute, Live, Rows, Stored, digest, fill
@@ -80,9 +79,8 @@ def resolution(settings: TrainSettings, backbone: Any) -> int:
     return settings.data.resolution or backbone.resolution
 
 
-def moments(worker: Worker, pairs: Sequence[Pair], keys: Sequence[str]) -> Rows:
-    """Image key -> mean and std (C, h, w) of its latents."""
-    paths = {image: path for p in pairs for image, path in ((p.winner, p.winner_path), (p.loser, p.loser_path))}
+def moments(worker: Worker, paths: Mapping[str, str], keys: Sequence[str]) -> Rows:
+    """Image key -> mean and std (C, h, w) of its latents; ``paths``: where each image is."""
     side = resolution(worker.settings, worker.backbone)
 
     def compute(some: Sequence[str]) -> dict[str, Tensor]:
@@ -123,9 +121,3 @@ def with_reference(worker: Worker, batches: PairBatches, items: Iterable[tuple[P
         "reference", keys, compute, batches.recipe.batch_size, True, "measuring the reference", pad=False
     )
     return PairBatches(batches.pairs, replace(batches.tables, reference=rows), batches.process, batches.recipe)
-
-
-def check_learnable(method: Any) -> None:
-    """Raises InputError for a method whose batches do not come from stored pairs."""
-    if method.eats != "pairs":
-        raise InputError(f"method {method.name!r} learns from {method.eats}; this data holds pairs, so choose dpo")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from visfeedback.training.checkpoint import Position
-from visfeedback.training.looks import looked_at
 from visfeedback.training.pages import TAIL, card, write_report
 from visfeedback.training.run import read_metrics
 from visfeedback.training.setup import Setup
@@ -33,16 +32,15 @@ def finish(setup: Setup, position: Position, command: str) -> dict[str, Any]:
 
 def summarize_run(setup: Setup, position: Position, command: str) -> dict[str, Any]:
     """What summary.json says."""
-    settings, batches = setup.settings, setup.stepper.batches
+    settings = setup.settings
     rows = read_metrics(setup.run.metrics) if setup.main else []
-    images = 2 * position.step * batches.recipe.per_step
+    stopped = {"stopped": position.stopped} if position.stopped else {}
     return {
         "command": without_passwords(command) or f"visfeedback train {setup.run.config} --out DIR",
         "seed": settings.engine.seed, "method": settings.method.model_dump(mode="json"), "model": settings.model.id,
-        "steps": position.step, "seconds": round(position.seconds, 1), "peak_mib": peak_mib(),
-        "pairs": len(batches.pairs), "pairs_held_out": len(setup.held_out.pairs) if setup.held_out else 0,
-        "epochs": round(images / 2 / len(batches.pairs), 2), "images_seen": images,
-        **last_values(rows), "measured_on": measured_on(setup), "conventions": conventions(setup),
+        "steps": position.step, "seconds": round(position.seconds, 1), "peak_mib": peak_mib(), **stopped,
+        "learned": setup.source.learned, **setup.source.summary(position.step),
+        **last_values(rows), "measured_on": setup.source.measured_on(), "conventions": conventions(setup),
         "adapter": str(setup.run.adapter),
     }  # fmt: skip
 
@@ -50,7 +48,7 @@ def summarize_run(setup: Setup, position: Position, command: str) -> dict[str, A
 def last_values(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Means over the last rows, and the newest drift and held-out measures."""
     values: dict[str, float] = {}
-    for name in ("loss", "implicit_accuracy"):
+    for name in ("loss", "implicit_accuracy", "reward", "watched_reward"):
         found = [row[name] for row in rows[-TAIL:] if row.get(name) is not None]
         values |= {name: round(sum(found) / len(found), 5)} if found else {}
     for name in ("drift", "holdout_loss", "holdout_implicit_accuracy"):
@@ -64,13 +62,4 @@ def conventions(setup: Setup) -> dict[str, float]:
     known = getattr(setup.settings.method, "conventions", None)
     if known is None:
         return {}
-    batches = setup.stepper.batches
-    latent = batches.collate([batches.at(0)], reference=False).winner.shape[1:]
-    return known(tuple(latent))
-
-
-def measured_on(setup: Setup) -> dict[str, dict[str, int]]:
-    """How many images, pairs and prompts drift and held-out measures rest on."""
-    batches = setup.stepper.batches
-    held = setup.held_out.pairs if setup.held_out else []
-    return looked_at(batches.pairs, held, batches.recipe.batch_size)
+    return known(tuple(setup.source.probe()[0].shape[1:]))

@@ -1,0 +1,168 @@
+"""D3PO with people in rounds, at toy size: a simulated person, votes in the store, and nobody."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from visfeedback import store
+from visfeedback.config import build, merge, read_toml
+from visfeedback.loops import human_d3po
+from visfeedback.loops.human_d3po import Settings, run
+from visfeedback.plugins import InputError
+from visfeedback.sampling.samples import read_samples
+from visfeedback.sampling.trajectories import read_trajectory
+from visfeedback.types.records import PAIR_VALUES, Feedback
+
+ROOT = Path(__file__).parents[2]
+TOY = {
+    "loop": {"rounds": 2},
+    "rollout": {"prompts": ["a red circle", "two squares"], "prompts_per_round": 2, "per_prompt": 3, "steps": 2,
+                "micro_batch": 2},
+    "ask": {"judge": "simulated:shapes", "tastes": {"dark": 1.0}, "tie_band": 0.0},
+    "optim": {"steps": 2, "batch_size": 3, "lr": 1e-3}, "lora": {"rank": 2},
+    "engine": {"device": "cpu", "threads": 1, "drift_every": 0},
+}  # fmt: skip
+
+
+def toy(**changes) -> Settings:
+    return build(Settings, merge(TOY, changes), "toy")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("loop") / "run"
+    run(toy(), out, False, command="visfeedback loop X --out Y")
+    return out
+
+
+def test_two_rounds_leave_their_folders(finished):
+    """2 prompts x 3 images: 6 images and 6 pairs a round; every stage's files are there."""
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["rounds"] == 2 and summary["images"] == 12 and summary["answers"] == 12
+    assert summary["drift"] > 0 and Path(summary["adapter"]).is_dir()
+    assert all(0 <= row["right"] <= 1 and row["taste"] is not None for row in summary["per_round"])
+    assert "visfeedback loop X" in (finished / "report.html").read_text()
+    for number in range(2):
+        folder = finished / f"round-{number}"
+        assert len(read_samples(folder)) == 6 and len(list((folder / "trajectories").iterdir())) == 6
+        assert (folder / "train/summary.json").is_file()
+
+
+def test_the_reference_is_the_model_of_the_start(finished):
+    """Round 0: policy = reference, so both log-probabilities are equal; round 1: they are not, and the loss of its
+    first step is not ln 2, as it would be if the reference were the policy that drew."""
+    gaps = []
+    for number in range(2):
+        folder = finished / f"round-{number}"
+        paths = [read_trajectory(folder, sample.id)[0] for sample in read_samples(folder)]
+        gaps.append(max((path["log_prob"] - path["reference_log_prob"]).abs().max().item() for path in paths))
+    assert gaps[0] < 1e-5 < gaps[1]
+    first = [json.loads((finished / f"round-{n}/train/metrics.jsonl").read_text().splitlines()[0]) for n in range(2)]
+    assert first[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert first[0]["log_ratio"] < 1e-5 < first[1]["log_ratio"]
+
+
+def test_a_finished_program_resumes_to_itself(finished):
+    before = (finished / "rounds.jsonl").read_text()
+    run(toy(), finished, True)
+    assert (finished / "rounds.jsonl").read_text() == before
+    with pytest.raises(InputError, match="not empty; add --resume"):
+        run(toy(), finished, False)
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["draw_groups", "ask", "fit"])
+def test_killed_after_any_stage_it_ends_the_same(finished, tmp_path, monkeypatch, stage):
+    """Killed when the stage of round 1 has done its work but nobody knows: the last adapter has the same bits."""
+    work, calls = getattr(human_d3po, stage), []
+
+    def dies(*args, **kwargs):
+        result = work(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == 2:
+            raise Killed
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(human_d3po, stage, dies)
+        with pytest.raises(Killed):
+            run(toy(), tmp_path / "cut", False)
+    run(toy(), tmp_path / "cut", True)
+    name = "round-1/train/adapter/pytorch_lora_weights.safetensors"
+    assert (finished / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+def test_people_answer_in_their_own_time(tmp_path):
+    """Nobody has answered: the program ends with a line that says how to go on, its questions are tasks in the store;
+    votes arrive from elsewhere; --resume learns from them."""
+    address = f"sqlite:///{tmp_path / 'votes.db'}"
+    wanted = toy(loop={"rounds": 1, "store": address}, ask={"judge": ""})
+    with pytest.raises(
+        InputError, match=r"0 of 6 answers are there; .*visfeedback collect --store .*--resume"
+    ) as caught:
+        run(wanted, tmp_path / "run", False)
+    assert "\n" not in str(caught.value)
+    from visfeedback.store.desk import Desk
+
+    samples = read_samples(tmp_path / "run/round-0")
+    with store.open(address) as opened:
+        assert Desk(opened).next("human:ada") is not None
+        groups = [[s for s in samples if s.prompt == prompt] for prompt in TOY["rollout"]["prompts"]]
+        pairs = [(g[a], g[b]) for g in groups for a, b in ((0, 1), (0, 2), (1, 2))]
+        opened.add_feedback(
+            Feedback(judge="human:ada", prompt_id=a.prompt_id, sample_ids=(a.id, b.id), choice="a",
+                     values=PAIR_VALUES["a"]) for a, b in pairs
+        )  # fmt: skip
+    summary = run(wanted, tmp_path / "run", True)
+    assert summary["answers"] == 6 and summary["per_round"][0]["ties"] == 0 and summary["who"] == "people"
+
+
+def test_ratings_of_d3pos_own_files_are_votes(finished, tmp_path):
+    """Its lists of scores come in through `store import`: three scores of a prompt are three comparisons."""
+    from visfeedback.store.formats import d3po
+    from visfeedback.training.settings import Data
+    from visfeedback.training.stored_paths import load_paths
+
+    samples = read_samples(finished / "round-0")
+    folder = tmp_path / "d3po"
+    (folder / "images").mkdir(parents=True)
+    for i, sample in enumerate(samples):
+        (folder / f"images/{i:05d}.png").write_bytes((finished / "round-0" / sample.path).read_bytes())
+    (folder / "prompt.json").write_text(json.dumps([sample.prompt for sample in samples]))
+    (folder / "ada.json").write_text(json.dumps([2, 1, 0, 0, 0, 1]))
+    address = f"sqlite:///{tmp_path / 'd3po.db'}"
+    with store.open(address) as opened:
+        d3po.read(folder, opened)
+    paths = load_paths(Data(paths=str(finished / "round-0"), store=address))
+    assert [path.better for path in paths] == [
+        (None, 1.0, 1.0), (0.0, None, 1.0), (0.0, 0.0, None), (None, 0.5, 0.0), (0.5, None, 0.0), (1.0, 1.0, None)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rollout": {"per_prompt": 1}}, "--rollout.per-prompt 2"),
+        ({"rollout": {"eta": 0.0}}, "rollout.eta = 0"),
+        ({"ask": {"judge": "simulated:mars"}}, "no world 'mars'"),
+        ({"optim": {"batch_size": 4}}, "cuts groups of 3"),
+    ],
+)
+def test_settings_that_cannot_work(tmp_path, changes, words):
+    with pytest.raises(InputError, match=words) as caught:
+        run(toy(**changes), tmp_path / "run", False)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_preset_fits():
+    settings = build(Settings, read_toml(ROOT / "configs/loops/human_d3po_shapes.toml"), "preset")
+    assert settings.optim.batch_size % settings.rollout.per_prompt == 0 and settings.loop.rounds > 1
+    assert torch.isfinite(torch.tensor(settings.optim.lr))

@@ -1,0 +1,74 @@
+"""Two judges and their thresholds: which images pass, and which of a prompt's passing images is the best.
+
+May import: rewards, types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from visfeedback import rewards
+from visfeedback.types.records import Frozen, Prompt
+
+EMPTY = Image.new("RGB", (64, 64))
+
+
+class Judged(NamedTuple):
+    """One image and its two scores, in the judges' own units."""
+
+    prompt_id: str
+    faithful: float
+    beautiful: float
+
+
+class Filter(Frozen):
+    """Who filters."""
+
+    faithful: str = "shapes_verifier"
+    """NAME[:VARIANT][@PATH] of the judge of faithfulness: vqascore@..., shapes_verifier"""
+    faithful_from: float = 0.9
+    """least score, in its own units; the paper's 0.9 is a share of right answers"""
+    beautiful: str = "shapes_clip"
+    """the second judge: aesthetic, pickscore, ..."""
+    beautiful_from: float = 0.6
+    """least score, in its own units"""
+
+    def load(self, prompts: Sequence[Prompt]) -> tuple[Any, Any]:
+        """Both judges, shown every prompt, so that one they cannot read is an error before anything is drawn."""
+        found = (rewards.load(self.faithful), rewards.load(self.beautiful))
+        for judge in found:
+            for prompt in prompts:
+                judge.encode_texts([prompt.text])
+                if judge.origin.model == "program":  # reads the prompt only together with a picture
+                    rewards.score(judge, [EMPTY], [prompt.text])
+        return found
+
+    def passes(self, one: Judged) -> bool:
+        return one.faithful >= self.faithful_from and one.beautiful >= self.beautiful_from
+
+    def nothing(self, number: int, judged: Sequence[Judged]) -> str:
+        """What to say when no image passes."""
+        faithful, beautiful = max(one.faithful for one in judged), max(one.beautiful for one in judged)
+        return (
+            f"round {number}: none of {len(judged)} images has {self.faithful} {self.faithful_from:g} and "
+            f"{self.beautiful} {self.beautiful_from:g} (highest {faithful:.3g} and {beautiful:.3g}); lower "
+            "--filter.faithful-from or --filter.beautiful-from, or draw more: --loop.per-prompt"
+        )
+
+
+def passing(judged: Sequence[Judged], settings: Filter) -> list[float]:
+    """For each image 0 when it does not pass, else 1 to 2: 1 plus its place among the passing images of its prompt by
+    the sum of both scores, the best 2. The first of equal ones is the best."""
+    groups: dict[str, list[int]] = {}
+    for row, one in enumerate(judged):
+        if settings.passes(one):
+            groups.setdefault(one.prompt_id, []).append(row)
+    scores = [0.0] * len(judged)
+    for rows in groups.values():
+        ordered = sorted(rows, key=lambda row: -(judged[row].faithful + judged[row].beautiful))
+        for place, row in enumerate(ordered):
+            scores[row] = 2.0 - place / len(rows)
+    return scores

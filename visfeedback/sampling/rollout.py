@@ -1,0 +1,155 @@
+"""Sampling with memory: denoising paths with the log-probability of each step, and those of a path under other weights.
+
+Black et al. 2023 (DDPO): denoising is a chain of Gaussian steps, here the process's own stochastic step (DDIM with
+eta > 0 for DDPM). A path is a function of (weights, prompt, seed): its noise comes from the image's own generator, in
+the order in which a stock pipeline draws it. Latents stay in float32 whatever the network's precision, unless `half`
+asks for less; then every step is rounded before its log-probability is taken, so stored paths keep exact ones.
+Guidance: pred = u + g (c - u); the unconditional branch u never has a graph, so training pays for one branch.
+May import: types, diffusion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visfeedback.diffusion.gaussian import draw, log_prob
+from visfeedback.types.batches import Condition, Rollouts
+from visfeedback.types.protocols import Backbone, Process
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How paths are drawn."""
+
+    steps: int
+    guidance: float = 1.0
+    eta: float = 1.0
+    """0 = deterministic, without log-probabilities; 1 = as much noise as the process itself has"""
+    half: bool = False
+    """whether latents of the path are kept in fp16"""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """B denoising paths on the CPU."""
+
+    latents: Tensor  # (B, T + 1, C, h, w) with memory, else (B, 1, C, h, w): the image alone
+    t: Tensor  # (T + 1,)
+    log_prob: Tensor  # (B, T) float32; 0 where a step has no noise
+
+    @property
+    def images(self) -> Tensor:
+        """(B, C, h, w) clean latents, float32."""
+        return self.latents[:, -1].float()
+
+
+def guided(
+    backbone: Backbone, x_t: Tensor, t: Tensor, condition: Condition, unconditional: Condition | None, guidance: float
+) -> Tensor:
+    """The guided prediction (B, ...); without a graph through the unconditional branch. None or 1 = no guidance."""
+    if unconditional is None or guidance == 1:
+        return backbone.predict(x_t, t, condition)
+    with torch.no_grad():
+        without = backbone.predict(x_t, t, unconditional)
+    return without + guidance * (backbone.predict(x_t, t, condition) - without)
+
+
+def noisy_steps(process: Process, walk: Walk) -> list[int]:
+    """Which steps draw noise, so have a log-probability: none for eta 0; not the last one where it ends at alpha 1."""
+    t = process.times(walk.steps)
+    here = torch.zeros((walk.steps, 1))
+    _, std = process.step(here, here, t[:-1], t[1:], walk.eta)
+    return [k for k, value in enumerate(std.tolist()) if value > 0]
+
+
+def latent_shape(backbone: Any) -> tuple[int, int, int]:
+    """(C, h, w) of the images that the network was made for."""
+    side = backbone.resolution // backbone.pipe.vae_scale_factor
+    return backbone.pipe.vae.config.latent_channels, side, side
+
+
+@torch.no_grad()
+def roll(
+    backbone: Backbone, condition: Condition, unconditional: Condition | None, seeds: Sequence[int],
+    shape: Sequence[int], walk: Walk, starts: Sequence[int] | None = None, memory: bool = True,
+) -> Paths:  # fmt: skip
+    """Draw one path for each seed with the weights in use.
+
+    condition, unconditional (B); shape (C, h, w). ``starts``: seeds of the initial noise, when it is shared; the
+    image's own generator then begins with the first step. Put a network with dropout into eval mode first.
+    """
+    device, process = backbone.device, backbone.process
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    begin = generators if starts is None else [torch.Generator("cpu").manual_seed(seed) for seed in starts]
+    kept = torch.float16 if walk.half else torch.float32
+    x, t = _noise(begin, shape).to(device).to(kept), process.times(walk.steps)
+    condition, unconditional = condition.to(device), None if unconditional is None else unconditional.to(device)
+    noisy, path, log_probs = set(noisy_steps(process, walk)), [x.cpu()], []
+    for k in range(walk.steps):
+        now, then = (t[i].expand(len(seeds)).to(device) for i in (k, k + 1))
+        prediction = guided(backbone, x.float(), now, condition, unconditional, walk.guidance)
+        mean, std = process.step(prediction, x.float(), now, then, walk.eta)
+        noise = _noise(generators, shape).to(device) if walk.eta > 0 else torch.zeros_like(mean)
+        x = draw(mean, std, noise).to(kept)
+        log_probs.append(log_prob(x, mean, std).cpu() if k in noisy else torch.zeros(len(seeds)))
+        path = [*path, x.cpu()] if memory else [x.cpu()]
+    return Paths(torch.stack(path, dim=1), t, torch.stack(log_probs, dim=1))
+
+
+def log_probs(backbone: Backbone, batch: Rollouts) -> Tensor:
+    """(B, T) log-probabilities of the batch's steps under the weights in use, float32, with a graph to them."""
+    return _steps(backbone, batch)[0]
+
+
+def log_probs_and_means(backbone: Backbone, batch: Rollouts) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``log_probs``, with means (B, T, C, h, w) and standard deviations (B, T) of the steps."""
+    return _steps(backbone, batch)
+
+
+def _steps(backbone: Backbone, batch: Rollouts) -> tuple[Tensor, Tensor, Tensor]:
+    """All steps of all paths in one network call."""
+    rows, steps = batch.log_prob.shape
+    x, after = (part.flatten(0, 1).float() for part in (batch.latents[:, :-1], batch.latents[:, 1:]))
+    now, then = batch.t[:, :-1].flatten(), batch.t[:, 1:].flatten()
+    condition, without = (_each(part, steps) for part in (batch.condition, batch.unconditional))
+    assert condition is not None
+    prediction = guided(backbone, x, now, condition, without, batch.guidance)
+    mean, std = backbone.process.step(prediction, x, now, then, batch.eta)
+    found = log_prob(after, mean, std).view(rows, steps)
+    return found, mean.view(rows, steps, *mean.shape[1:]), std.view(rows, steps)
+
+
+@torch.no_grad()
+def path_log_probs(backbone: Backbone, whole: Rollouts, steps: Sequence[int]) -> Tensor:
+    """(B, T) log-probabilities of whole paths under the weights in use, step by step; 0 for steps not in ``steps``."""
+    found = torch.zeros(whole.log_prob.shape)
+    for k in steps:
+        found[:, k] = log_probs(backbone, piece(whole, k).to(backbone.device))[:, 0].cpu()
+    return found
+
+
+def piece(whole: Rollouts, k: int) -> Rollouts:
+    """Step ``k`` of every path."""
+    here = slice(k, k + 1)
+    changed: dict[str, Any] = {
+        "latents": whole.latents[:, k : k + 2], "t": whole.t[:, k : k + 2], "log_prob": whole.log_prob[:, here],
+        "reference_log_prob": None if whole.reference_log_prob is None else whole.reference_log_prob[:, here],
+    }  # fmt: skip
+    return Rollouts(**{**vars(whole), **changed})
+
+
+def _each(condition: Condition | None, times: int) -> Condition | None:
+    """Every row as often as its path has steps."""
+    if condition is None or times == 1:
+        return condition
+    return condition.rows(torch.arange(len(condition.tokens)).repeat_interleave(times).to(condition.tokens.device))
+
+
+def _noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
+    """(B, C, h, w), row i from generator i in the shape in which diffusers draws it."""
+    return torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
