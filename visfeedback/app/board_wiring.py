@@ -30,12 +30,13 @@ class Wires:
 
     def on(
         self, event: Any, does: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], said: Any, *,
-        busy: bool = False, judge: bool = False, event_data: bool = False, each: bool = False,
+        busy: bool = False, judge: bool = False, event_data: bool = False, each: bool = False, line: str | None = None,
     ) -> Any:  # fmt: skip
         """``does(*values)`` fills ``outputs``, of which ``said`` is one: there a problem is told, the rest stays.
 
         ``busy``: it may take long, so ``said`` shows that something happens. ``judge``: it is given who asks first,
         ``event_data``: then what the event carries. ``each``: events come one by one and none is left out.
+        ``line``: events of one name wait for each other, so that a late answer never covers a later one's.
         """
         place = list(outputs).index(said)
 
@@ -51,7 +52,7 @@ class Wires:
         return event(
             guarded, list(inputs), list(outputs), api_visibility="private",
             show_progress="minimal" if busy else "hidden", show_progress_on=said if busy else None,
-            concurrency_limit=1 if each else AT_ONCE, trigger_mode="multiple" if each else "once",
+            concurrency_limit=1 if each or line else AT_ONCE, concurrency_id=line, trigger_mode="multiple" if each else "once",
         )  # fmt: skip
 
     def check(self, request: Any) -> str:

@@ -98,10 +98,12 @@ def _wire(context: Context, form: dict[str, Any], chosen: Any, rounds: Any, said
     fields = [form[name] for name in ("prompt", "images", "strength", "seed", "engine")]
     for event in (form["go"].click, form["prompt"].submit):
         wires.on(event, started, fields, shown, said, busy=True, judge=True)
-    wires.on(images.next, next_round, [chosen, rounds], shown, said, busy=True, judge=True, event_data=True)
+    wires.on(
+        images.next, next_round, [chosen, rounds], shown, said, busy=True, judge=True, event_data=True, line="marks"
+    )
     wires.on(chosen.input, opened, [chosen], shown, said, judge=True)
     wires.on(rounds.input, back, [chosen, rounds], shown, said, judge=True)
-    wires.on(images.mark, marked, [chosen, rounds], [said], said, judge=True, event_data=True, each=True)
+    wires.on(images.mark, marked, [chosen, rounds], [said], said, judge=True, event_data=True, each=True, line="marks")
     wires.arrive(arrived, [chosen], shown, said, judge=True)
 
 
