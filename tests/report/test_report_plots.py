@@ -43,6 +43,14 @@ def test_only_metrics_with_two_values_are_drawn():
     assert training_curves([]).items == ()
 
 
+def test_chance_is_drawn_where_pairs_are_ranked() -> None:
+    """ln 2 is what a loss over pairs begins with; another loss has no such line."""
+    alone = [{"step": step, "loss": 1.0} for step in (1, 2)]
+    pairs = [row | {"implicit_accuracy": 0.5} for row in alone]
+    assert "ln 2" in training_curves(pairs).items[0].caption
+    assert "ln 2" not in training_curves(alone).items[0].caption
+
+
 def _decode(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 

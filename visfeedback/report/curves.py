@@ -31,7 +31,8 @@ KNOWN = {
     ),
     "drift": Known("Drift from the base model", None, "Mean squared difference of the two networks' predictions."),
     "margin": Known("Margin", 0.0, "Mean logit of the preferred image. Dashed: undecided."),
-    "reward": Known("Reward"),
+    "reward": Known("Reward", None, "Mean score of the images drawn for training."),
+    "watched_reward": Known("Watched reward", None, "A second reward, which nothing was trained on."),
     "lr": Known("Learning rate"),
 }
 SHOWN = ("loss", "implicit_accuracy", "drift")
@@ -45,6 +46,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] = 
         if len(points) > 1:
             steps, values = zip(*points, strict=True)
             known = KNOWN.get(metric, Known(metric.replace("_", " ").capitalize()))
+            if metric == "loss" and not any("implicit_accuracy" in row for row in rows):
+                known = Known(known.title)  # only a loss over pairs has a value that means chance
             figures.append(plots.curve(f"curve-{metric}", known.title, steps, values, reference=known.reference,
                                        caption=known.caption))  # fmt: skip
     return Figures(tuple(figures))
