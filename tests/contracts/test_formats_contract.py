@@ -470,6 +470,28 @@ def test_d3po_folders(read: Read, tmp_path: Path) -> None:
         read("d3po", folder)
 
 
+def test_d3po_groups_of_the_release(read: Read, tmp_path: Path) -> None:
+    """A directory of files, each a list of groups of scores; who stopped early has said nothing about the rest."""
+    folder = tmp_path / "d3po"
+    (folder / "images").mkdir(parents=True)
+    (folder / "scores").mkdir()
+    for i in range(6):
+        (folder / "images" / f"{i:05d}.png").write_bytes(png(i))
+    (folder / "prompt.json").write_text(json.dumps(["a fox", "a hat"]))
+    (folder / "scores" / "ada.json").write_text("[[0, -1, 0], [0, 0, -1]]")
+    (folder / "scores" / "bob.json").write_text("[[-1, 0, 0]]")
+    _, records, samples = read("d3po", folder)
+    said = {(r.judge, samples[r.sample_ids[0]].prompt, r.values) for r in records}
+    assert len(records) == 9
+    assert said == {
+        ("human:ada", "a fox", (0,)), ("human:ada", "a fox", (-1,)), ("human:ada", "a hat", (0,)),
+        ("human:ada", "a hat", (-1,)), ("human:bob", "a fox", (0,)), ("human:bob", "a fox", (-1,)),
+    }  # fmt: skip
+    (folder / "scores" / "bob.json").write_text("[[-1, 0, 0], [1]]")
+    with pytest.raises(InputError, match=r"bob\.json has groups of \[1, 3\] scores; expected groups of one size"):
+        read("d3po", folder)
+
+
 COMFY = {
     "3": {"class_type": "KSampler", "inputs": {"positive": ["9", 0], "negative": ["7", 0], "seed": 1}},
     "9": {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": ["6", 0]}},

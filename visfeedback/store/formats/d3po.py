@@ -1,8 +1,10 @@
-"""D3PO: folders of images with a bare JSON list of integers beside them, one for each image in the order of its name.
+"""D3PO: folders of images with JSON lists of scores beside them, in the order of the images' names.
 
-A folder: `images/` (0.png, 1.png, ... or 000000.png), `prompt.json` (a list of texts, one for each image), and one or
-more other lists of integers of the same length; equal numbers give no gradient, higher is better. Every list is a
-judge, named by its file. Written: one such folder for each judge's likes and ratings of single images.
+A folder: `images/` (0.png, 1.png, ... or 000000.png), `prompt.json` (a list of texts, one for each image or each
+group), and one or more lists of scores, here or in folders beside `images/`; equal scores give no gradient, higher is
+better. A list has a score for each image, or, as the release's annotators write it, a list for each group of images of
+one prompt: `[[0, -1, 0, ...], ...]`; such a list may end early, where its annotator stopped. Every file is a judge,
+named by it. Written: one such folder, with flat lists, for each judge's likes and ratings of single images.
 """
 
 from __future__ import annotations
@@ -49,14 +51,50 @@ def _rows(folder: Path) -> Iterator[Row]:
     images = sorted((p for p in (folder / "images").glob("*") if p.suffix.lower() in SUFFIXES), key=_by_number)
     if not images:
         raise InputError(f"{folder / 'images'} has no images")
-    prompts = list(json_list(folder / PROMPTS))
-    lists = {file: list(json_list(file)) for file in sorted(folder.glob("*.json")) if file.name != PROMPTS}
-    for file, values in {folder / PROMPTS: prompts, **lists}.items():
-        if len(values) != len(images):
-            raise InputError(f"{file} has {len(values)} entries for {len(images)} images; expected as many")
+    scores = {file: list(json_list(file)) for file in _lists(folder)}
+    sizes = {_size(file, entries) for file, entries in scores.items() if _grouped(entries)}
+    lists = {file: _flat(file, entries, len(images)) for file, entries in scores.items()}
+    prompts = _prompts(folder / PROMPTS, len(images), sizes)
     for i, image in enumerate(images):
-        values = {str(file): numbers[i] for file, numbers in lists.items()}
+        values = {str(file): numbers[i] for file, numbers in lists.items() if i < len(numbers)}
         yield Row({"prompt": prompts[i], "image": f"images/{image.name}", "values": values}, folder / PROMPTS, i + 1)
+
+
+def _lists(folder: Path) -> list[Path]:
+    """Lists of scores in the folder and in those beside its images."""
+    others = (file for file in folder.glob("*/*.json") if not (file.parent / PROMPTS).exists())
+    return sorted([*(file for file in folder.glob("*.json") if file.name != PROMPTS), *others])
+
+
+def _grouped(entries: list[Any]) -> bool:
+    return bool(entries) and all(isinstance(entry, list) for entry in entries)
+
+
+def _size(file: Path, entries: list[Any]) -> int:
+    """Images of a group; all groups of a file have as many."""
+    sizes = {len(entry) for entry in entries}
+    if len(sizes) != 1 or 0 in sizes:
+        raise InputError(f"{file} has groups of {sorted(sizes)} scores; expected groups of one size")
+    return sizes.pop()
+
+
+def _flat(file: Path, entries: list[Any], images: int) -> list[Any]:
+    """Scores in the order of the images."""
+    grouped = _grouped(entries)
+    flat = [score for group in entries for score in group] if grouped else entries
+    if len(flat) > images or (len(flat) < images and not grouped):
+        raise InputError(f"{file} has {len(flat)} entries for {images} images; expected as many")
+    return flat
+
+
+def _prompts(file: Path, images: int, sizes: set[int]) -> list[Any]:
+    """A prompt for each image."""
+    prompts = list(json_list(file))
+    if prompts and images / len(prompts) in sizes:
+        prompts = [prompt for prompt in prompts for _ in range(images // len(prompts))]
+    if len(prompts) != images:
+        raise InputError(f"{file} has {len(prompts)} entries for {images} images; expected as many, or one a group")
+    return prompts
 
 
 def _by_number(path: Path) -> tuple[int, str]:
