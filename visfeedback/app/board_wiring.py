@@ -52,7 +52,8 @@ class Wires:
         return event(
             guarded, list(inputs), list(outputs), api_visibility="private",
             show_progress="minimal" if busy else "hidden", show_progress_on=said if busy else None,
-            concurrency_limit=1 if each or line else AT_ONCE, concurrency_id=line, trigger_mode="multiple" if each else "once",
+            concurrency_limit=1 if each or line else AT_ONCE, concurrency_id=line,
+            trigger_mode="multiple" if each else "once",
         )  # fmt: skip
 
     def check(self, request: Any) -> str:
