@@ -22,15 +22,6 @@ SHOWN = "visfeedback-compare .frame img"
 PROMPT = "visfeedback-compare .prompt"
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., tuple[str, Context]]]:
     """``url, context = serve(Asking(kind="best"), title="...")``: a server in a thread."""

@@ -49,15 +49,6 @@ print(json.dumps({"steps": 10}))
 """stands for `visfeedback train`: five steps, then it waits to be stopped; resumed, it ends"""
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
     """Twelve votes for the base model, against the adapter; training is the program above."""
