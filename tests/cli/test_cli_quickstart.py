@@ -21,7 +21,7 @@ from visfeedback.types.records import Prompt
 
 SMALL = ["--train-prompts", "4", "--train-images", "3", "--tie-band", "0", "--steps", "3", "--batch-size", "4",
          "--test-prompts", "7", "--test-images", "2", "--drawing-steps", "2", "--rank", "2",
-         "--reward", "shapes_verifier"]  # fmt: skip
+         "--train-drawing-steps", "2", "--reward", "shapes_verifier"]  # fmt: skip
 
 KEYS = {"command", "seed", "seconds", "peak_mib", "judge", "n_prompts", "images_per_prompt", "base", "tuned", "delta",
         "delta_ci95", "win_rate", "win_rate_ci95", "drift", "diversity", "adapter"}  # fmt: skip

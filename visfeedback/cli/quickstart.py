@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 64  # pictures of 64 x 64 pixels that are drawn together
 TIMES = (0.4, 1.0)  # what a picture shows is decided here
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # the small UNet has few attention layers
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")  # attention is few here
 
 
 class QuickstartSettings(Frozen):
@@ -46,6 +46,8 @@ class QuickstartSettings(Frozen):
     """training prompts, drawn by the seed, evenly over the categories"""
     train_images: int = Field(default=6, ge=2)
     """images of each of them; all pairs among them are compared"""
+    train_drawing_steps: int = Field(default=10, ge=1)
+    """denoising steps of these images: half of the model's own steps show the same habits in half the time"""
     noise: float = Field(default=0.05, ge=0, le=1)
     """how often a simulated person slips"""
     tie_band: float = Field(default=0.08, ge=0)
@@ -60,14 +62,14 @@ class QuickstartSettings(Frozen):
     """width of the LoRA"""
     batch_size: int = Field(default=48, ge=1)
     """pairs a training step"""
-    test_prompts: int = Field(default=256, ge=1)
+    test_prompts: int = Field(default=384, ge=1)
     """held-out prompts"""
     test_images: int = Field(default=2, ge=1)
     """images of each of them on each side"""
     reward: tuple[str, ...] = ("shapes_clip",)
     """rewards that look on beside the verifier"""
     drawing_steps: int | None = Field(default=None, ge=1)
-    """denoising steps of every image; the model's own when left out"""
+    """denoising steps of the held-out images; the model's own when left out"""
 
 
 def run(args: list[str], console: Console) -> dict[str, Any]:
@@ -141,7 +143,7 @@ class River:
 
         s = self.settings
         prompts = evenly(world("shapes").prompts("train"), s.train_prompts, s.seed)
-        drawing = GenerateSettings(steps=s.drawing_steps, batch_size=AT_ONCE)
+        drawing = GenerateSettings(steps=s.train_drawing_steps, batch_size=AT_ONCE)
         generate(load_pipeline(s.model), prompts, s.train_images, s.seed, self.images, drawing, self.console.progress)
 
     def ask(self) -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image
 
 from visfeedback.plugins import InputError, nearest
 from visfeedback.shapes.grammar import read
-from visfeedback.shapes.verify import Sight, check, detect
+from visfeedback.shapes.scene import SIZE
+from visfeedback.shapes.verify import Sight, check, detect, to_pixels
 from visfeedback.types.records import Prompt
 
 WARM = ("red", "orange", "yellow")
@@ -40,8 +42,17 @@ def taste_of(image: Image.Image, tastes: dict[str, float]) -> float:
     unknown = sorted(set(tastes) - set(TASTES))
     if unknown:
         raise InputError(f"no taste {unknown[0]!r}{nearest(unknown[0], TASTES)}")
-    sight = detect(image)
+    sight = _seen(image)
     return sum(weight * TASTES[name](sight) for name, weight in tastes.items())
+
+
+def _seen(image: Image.Image) -> Sight:
+    return _found(to_pixels(image).astype(np.uint8).tobytes())
+
+
+@lru_cache(maxsize=4096)  # a picture stands in many pairs, which come prompt by prompt in turn; 12 KiB each
+def _found(pixels: bytes) -> Sight:
+    return detect(np.frombuffer(pixels, np.uint8).reshape(SIZE, SIZE, 3))
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class Person:
 
     def worth(self, prompt: str, image: Image.Image) -> float:
         """Raises InputError for a prompt this world cannot say."""
-        verdict = check(read(prompt), detect(image))
+        verdict = check(read(prompt), _seen(image))
         return float(verdict.right) + verdict.score + (taste_of(image, self.tastes) if self.tastes else 0.0)
 
     def choose(self, prompt: Prompt, images: tuple[Image.Image, Image.Image]) -> tuple[str, float]:
