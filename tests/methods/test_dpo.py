@@ -142,6 +142,31 @@ def test_soft_labels_have_their_minimum_at_the_log_odds():
     assert x.grad is not None and abs(x.grad.item()) < 1e-7
 
 
+def test_dpo_positive_charges_for_a_better_image_that_got_worse():
+    """beta = 20: the logit is -10 * ((.6 - .9) - (.5 - .7)) = 1. lambda = 2 takes 10 * 2 * (.6 - .5) = 2 of it when the
+    first image is better, and 10 * 2 * (.9 - .7) = 4 of -1 when the second one is; an easier image costs nothing."""
+    method = DPO(beta=20, positive=2)
+    policy, reference = torch.tensor([[0.6, 0.9]]), torch.tensor([[0.5, 0.7]])
+    for p, logit in ((1.0, 1.0 - 2.0), (0.0, -1.0 - 4.0)):
+        value = method.objective(
+            method.inside(policy, reference), torch.tensor([p]), torch.ones(1), method.lost(policy, reference)
+        )
+        torch.testing.assert_close(value, -torch.nn.functional.logsigmoid(torch.tensor(logit)))
+    assert method.lost(reference - 0.1, reference).abs().max() == 0
+
+
+def test_dpo_positive_treats_the_images_of_a_pair_alike():
+    """Exchanging the images and p for 1 - p changes nothing."""
+    method = DPO(beta=20, positive=3)
+    policy, reference = torch.rand(5, 2), torch.rand(5, 2)
+    p = torch.rand(5)
+    values = [
+        method.objective(method.inside(a, b), q, torch.ones(5), method.lost(a, b))
+        for a, b, q in ((policy, reference, p), (policy.flip(1), reference.flip(1), 1 - p))
+    ]
+    torch.testing.assert_close(*values)
+
+
 def test_weights_scale_pairs():
     """mean(w l): weights (2, 0) of two pairs give the first pair's loss."""
     inside = torch.tensor([0.3, -1.0])

@@ -11,6 +11,11 @@ p is the probability that the winner is better: p = 1 is the paper's loss, p < 1
 pulls the two together. T and the weighting of eq. 14 are constants absorbed in beta. The mean is taken after
 logsigmoid, pair by pair. Left out: the turbo and refiner variants, which only change how t is drawn.
 
+The loss only asks for a difference, and long training finds it by denoising both images worse. DPO-Positive (Pal et
+al. 2024, arXiv 2402.13228, eq. 3; ``positive`` is their lambda) takes from the logit of whichever image is better
+
+    0.5 * beta * positive * max(0, L - Lref)
+
 Other conventions of the same beta: diffusers' scripts drop the 0.5 (their beta is half of this one), and code that
 sums over C,h,w instead of taking the mean uses beta / (C*h*w). See `DPO.conventions`.
 """
@@ -38,6 +43,8 @@ class DPO(Frozen):
     """strength of the pull to the reference, official convention (twice the beta of diffusers' script)"""
     variant: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     """shape of the loss: `sigmoid` is the paper's, `hinge` is SLiC's, `ipo` regresses to a finite margin"""
+    positive: float = Field(default=0.0, ge=0)
+    """DPO-Positive: how much it costs when the better image is denoised worse than by the reference; 0 = nothing"""
 
     def loss(self, backbone: Backbone, batch: Pairs, ctx: Context) -> tuple[Tensor, dict[str, float]]:
         """Scalar loss of a batch; reference errors are computed here unless the batch brings them."""
@@ -45,7 +52,7 @@ class DPO(Frozen):
         cached = batch.reference_errors
         reference = self.reference(backbone, batch) if cached is None else cached  # (B, 2)
         inside = self.inside(policy, reference)
-        loss = self.objective(inside, batch.probability, batch.weight)
+        loss = self.objective(inside, batch.probability, batch.weight, self.lost(policy, reference))
         return loss, self._metrics(policy.detach(), reference, inside.detach())
 
     def reference(self, backbone: Backbone, batch: Pairs) -> Tensor:
@@ -59,9 +66,14 @@ class DPO(Frozen):
         gap, gap_reference = policy[:, 0] - policy[:, 1], reference[:, 0] - reference[:, 1]
         return -0.5 * self.beta * (gap - gap_reference)
 
-    def objective(self, inside: Tensor, probability: Tensor, weight: Tensor) -> Tensor:
+    def lost(self, policy: Tensor, reference: Tensor) -> Tensor | None:
+        """(B, 2) what DPO-Positive takes from the logit of an image that is better, from (B, 2) errors."""
+        return 0.5 * self.beta * self.positive * F.relu(policy - reference) if self.positive else None
+
+    def objective(self, inside: Tensor, probability: Tensor, weight: Tensor, lost: Tensor | None = None) -> Tensor:
         """Scalar loss of (B,) logits, (B,) probabilities that the winner is better and (B,) weights."""
-        per_pair = probability * shape(self.variant, inside) + (1 - probability) * shape(self.variant, -inside)
+        first, second = (inside, -inside) if lost is None else (inside - lost[:, 0], -inside - lost[:, 1])
+        per_pair = probability * shape(self.variant, first) + (1 - probability) * shape(self.variant, second)
         return (weight * per_pair).mean()
 
     def conventions(self, latent: tuple[int, ...]) -> dict[str, float]:
