@@ -25,7 +25,7 @@ def test_an_unknown_name_is_one_line(name: str) -> None:
 
 def test_the_nearest_name_is_suggested() -> None:
     assert plugins.nearest("dop", ["dpo", "kto"]) == "; did you mean 'dpo'? known: dpo, kto"
-    assert plugins.nearest("zzz", ["dpo", "kto"]) == " known: dpo, kto"
+    assert plugins.nearest("zzz", ["dpo", "kto"]) == "; known: dpo, kto"
     assert plugins.nearest("zzz", []) == ""
 
 

@@ -28,11 +28,11 @@ class InputError(ValueError):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """A half sentence that teaches: ``; did you mean 'dpo'? known: d3po, dpo``."""
+    """A half sentence that teaches: ``; did you mean 'dpo'? known: d3po, dpo``, or ``; known: d3po, dpo``."""
     known = sorted(choices)
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} known: {', '.join(known)}" if known else hint
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"{hint} known: {', '.join(known)}" if known else ""
 
 
 def names(room: str) -> list[str]:

@@ -340,6 +340,27 @@ def test_adapters_that_do_not_fit(sd: SD, make_tiny_sd: Callable[..., Path], tmp
     assert list(sd.parameters()) == []
 
 
+def test_damaged_adapters_are_refused(sd: SD, tiny_sd: Path, tmp_path: Path) -> None:
+    """An A of another rank than its B, a layer without its B, a NaN: each would fail inside peft, or draw black."""
+    from safetensors.torch import load_file, save_file
+
+    whole = load(str(tiny_sd), device="cpu")
+    whole.add_lora(rank=2)
+    state = load_file(whole.save_adapter(tmp_path / "whole"))
+    first = next(key for key in state if "lora_A" in key)
+    broken = {
+        "the ranks of": state | {first: torch.zeros(3, state[first].shape[1])},
+        "has no lora_B": {key: value for key, value in state.items() if key != first.replace("lora_A", "lora_B")},
+        "holds NaN": state | {first: torch.full_like(state[first], torch.nan)},
+    }
+    for message, weights in broken.items():
+        save_file(weights, tmp_path / "x.safetensors")
+        with pytest.raises(InputError, match=message) as caught:
+            sd.load_adapter(tmp_path / "x.safetensors")
+        assert "\n" not in str(caught.value)
+    assert list(sd.parameters()) == []
+
+
 def test_an_adapter_with_unknown_layers_is_refused(sd: SD, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

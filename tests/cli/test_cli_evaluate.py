@@ -101,6 +101,7 @@ def test_a_folder_of_other_things_is_left_alone(evaluated, tmp_path, capsys):
     ("--judge", "verifyer:shapes", "did you mean 'verifier'"),
     ("--reward", "shapes_verify", "did you mean 'shapes_verifier'"),
     ("--adapter", "nowhere/adapter", "nowhere/adapter"),
+    ("--adapter", "", "--adapter is empty"),
     ("--prompts", "missing.txt", "missing.txt"),
     ("--per-prompt", "0", "per-prompt"),
     ("--seed", str(2**64), "--seed = 18446744073709551616; expected less than"),

@@ -112,7 +112,7 @@ def test_published_answers(crooked: ModuleType, tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "no action '' for rewards known: check, fit, list"),
+        ([], "no action '' for rewards; known: check, fit, list"),
         (["lst"], "no action 'lst' for rewards; did you mean 'list'?"),
         (["check"], "missing REWARD"),
         (["check", "nothing"], "no 'nothing' in rewards"),

@@ -58,6 +58,13 @@ def test_flags_lie_over_the_preset(preset, tmp_path, capsys):
     assert "beta = 123.0" in text and "steps = 1\n" in text and "rank = 2" in text
 
 
+@pytest.mark.parametrize("before", [["--data.times", "0.4", "1.0"], ["--data.group"], ["--data.group", "--resume"]])
+def test_the_preset_may_stand_behind_any_flag(preset, tmp_path, capsys, before):
+    """Behind one with two values, and behind a switch, whose value it is not."""
+    code, _, err = train(capsys, *before, preset, "--out", tmp_path / "run", "--data.pairs", "none.jsonl")
+    assert (code, err.count("\n")) == (2, 1) and "none.jsonl" in err
+
+
 def test_the_resolved_config_is_a_preset(preset, tmp_path, capsys):
     """Law: training config.toml of a run gives the run again."""
     assert train(capsys, preset, "--out", tmp_path / "a")[0] == 0
@@ -113,6 +120,14 @@ def test_a_preset_with_an_unknown_key(preset, tmp_path, capsys):
     preset.write_text(preset.read_text() + "[optimizer]\nlr = 1\n")
     code, _, err = train(capsys, preset, "--out", tmp_path / "run")
     assert code == 2 and "unknown key optimizer; did you mean 'optim'" in err
+
+
+def test_a_method_that_is_no_table_is_one_line_or_replaced_by_the_flag(preset, tmp_path, capsys):
+    preset.write_text('method = "dpo"\n' + preset.read_text().replace('[method]\nname = "dpo"\n', ""))
+    code, _, err = train(capsys, preset, "--out", tmp_path / "run")
+    assert code == 2 and "expected [method]" in err
+    code, _, err = train(capsys, preset, "--out", tmp_path / "run", "--method.name", "dpo", "--optim.steps", "1")
+    assert code == 0, err
 
 
 def test_a_preset_without_a_method(tmp_path, capsys):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from visfeedback.sampling.generate import GenerateSettings
 from visfeedback.sampling.samples import read_samples
 from visfeedback.types.memory import peak_mib
 from visfeedback.types.protocols import Verdict
-from visfeedback.types.records import PAIR_VALUES, Feedback, Prompt, Sample, image_id
+from visfeedback.types.records import PAIR_VALUES, Feedback, Origin, Prompt, Sample, image_id
 
 PROMPTS = [Prompt.of(f"a {c} circle", category=k) for c, k in [("red", "one"), ("blue", "one"), ("green", "two")]]
 SETTINGS = CompareSettings(per_prompt=2, seed=5, generate=GenerateSettings(steps=2, batch_size=4))
@@ -146,8 +148,15 @@ def test_without_an_adapter_nothing_changes(tiny_sd, tmp_path):
     """A fresh LoRA is the base model: drift exactly 0, every pair a tie that no judge was asked about, delta 0."""
     fresh = load(str(tiny_sd), device="cpu")
     fresh.add_lora(rank=2)
-    judge = Left()
-    summary = compare(fresh, PROMPTS, SETTINGS, Panel(judge, Bright()), tmp_path)
+    judge, said = Left(), list[str]()
+
+    @contextmanager
+    def listening(description: str, total: int):
+        said.append(description)
+        yield lambda count: None
+
+    summary = compare(fresh, PROMPTS, SETTINGS, Panel(judge, Bright()), tmp_path, listening)
+    assert said[-1] == "measuring the drift", "whatever may take long has a bar"
     assert summary["drift"] == 0
     assert summary["win_rate"] == 0.5
     assert judge.asked == 0
@@ -186,6 +195,35 @@ class Picky(Constant):
         if any("green" in prompt for prompt in prompts):
             raise InputError("no green")
         return super().encode_texts(prompts)
+
+
+class Speechless(Constant):
+    """Has no score for one of the prompts."""
+
+    def encode_texts(self, prompts):
+        return torch.tensor([math.nan if "green" in prompt else 0.0 for prompt in prompts])
+
+
+def test_a_missing_score_is_an_error_and_no_hole_in_a_mean(backbone, tmp_path):
+    with pytest.raises(InputError, match=r"red has no score for base/images/.*a green circle") as error:
+        compare(backbone, PROMPTS, SETTINGS, Panel(rewards=[Speechless()]), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def _from(model: str) -> Constant:
+    reward = Constant()
+    reward.origin = Origin(model=model)
+    return reward
+
+
+def test_two_rewards_of_one_name_are_told_apart_by_their_models(backbone, tmp_path):
+    """Two fits are both called `fit`: by name alone the second would replace the first."""
+    rewards = [_from("one"), _from("two")]
+    summary = compare(backbone, PROMPTS[:1], SETTINGS, Panel(rewards=rewards), tmp_path)
+    assert set(summary["tuned"]["rewards"]) == {"red (one)", "red (two)"}
+    with pytest.raises(InputError, match="names one twice"):
+        compare(backbone, PROMPTS, SETTINGS, Panel(rewards=[rewards[0], rewards[0]]), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 class Blind(Bright):

@@ -60,6 +60,13 @@ def test_what_the_world_cannot_say_is_refused_with_examples() -> None:
         grammar.read("a red dog")
 
 
+@pytest.mark.parametrize("text", ["two red circles left of a square", "a circle bigger than three squares"])
+def test_a_relation_is_between_two_objects(text: str) -> None:
+    """Which of two circles is meant? The verifier has one object for each side of a relation."""
+    with pytest.raises(InputError, match="cannot read the prompt"):
+        grammar.read(text)
+
+
 def test_spelling_that_people_use_is_read() -> None:
     assert grammar.read("  A red  circle the same COLOUR as a square. ").relation == grammar.SAME_COLOR
 

@@ -171,6 +171,21 @@ def test_starting_from_an_adapter_makes_it_the_reference(settings, tmp_path):
     assert rows[0]["error_winner"] != fresh[0]["error_winner"], "the start is the tuned network"
 
 
+def test_a_bare_reference_and_a_changed_text_encoder_do_not_go_together(settings, tiny_sd, tmp_path):
+    """Prompts are encoded once for policy and reference."""
+    from peft import LoraConfig
+
+    from visfeedback.backbones.load import load
+
+    backbone = load(str(tiny_sd), device="cpu")
+    backbone.add_lora(rank=2)
+    backbone.pipe.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]), adapter_name="default")
+    backbone.save_adapter(tmp_path)
+    load_policy(settings(model={"adapter": str(tmp_path)}), "cpu")
+    with pytest.raises(InputError, match=r'changes the text encoder.*take model.reference = "start"'):
+        load_policy(settings(model={"adapter": str(tmp_path), "reference": "bare"}), "cpu")
+
+
 def test_a_start_that_was_trained_with_dropout(settings, tmp_path):
     """The reference is the start without dropout, so policy = reference and the loss is ln 2 when this run has none;
     with dropout of this run it is not, and the reference stays what it is, in a table and live."""
@@ -352,11 +367,18 @@ def test_no_password_is_written(settings, tmp_path, monkeypatch, pairs_file):
 
 
 def test_the_card_names_the_model_as_others_know_it(settings, tmp_path):
-    """A hub id stays a hub id, wherever its snapshot is; a model of a world is where that world keeps it."""
+    """A hub id stays a hub id, wherever its snapshot is; a model of a world is where that world keeps it; a single file
+    is opened as one, by its pipeline's class."""
     summary = fit(settings(optim={"steps": 1}), tmp_path)
     setup = prepare(settings(optim={"steps": 1}), Run(tmp_path), True, silent)
     shapes = 'from visfeedback import shapes\n\npipe = DiffusionPipeline.from_pretrained(shapes.model_folder("sd"),'
-    for name, expected in (("me/tiny", 'from_pretrained("me/tiny",'), ("shapes:sd", shapes)):
+    single = 'StableDiffusionPipeline.from_single_file("me/tiny.safetensors",'
+    known = {
+        "me/tiny": 'DiffusionPipeline.from_pretrained("me/tiny",',
+        "shapes:sd": shapes,
+        "me/tiny.safetensors": single,
+    }
+    for name, expected in known.items():
         setup.settings = settings(model={"id": name})
         text = card(setup, summary)
         assert expected in text and f"base_model: {name}" in text and str(settings().model.id) not in text

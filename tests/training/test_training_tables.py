@@ -45,6 +45,7 @@ def test_another_network_is_another_table(settings, backbone, tables):
     [
         ({"model": {"dtype": "bf16"}}, set(TABLES)),
         ({"data": {"resolution": 32}}, {"moments", "reference"}),
+        ({"model": {"reference": "bare"}}, {"reference"}),
         ({"method": {"variant": "ipo"}}, {"reference"}),
         ({"engine": {"seed": 1}}, {"reference"}),
         ({"data": {"prompt_drop": 0.1}}, {"reference"}),

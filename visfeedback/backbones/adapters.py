@@ -38,6 +38,7 @@ def attach(pipe: Any, adapter: str, name: str = POLICY) -> Path:
         _check(getattr(pipe, prefix), part, adapter)
     if not any(key.startswith(("unet.", "text_encoder.")) for key in state):
         raise InputError(f"adapter {adapter!r} has no LoRA weights for unet or text_encoder: it is of another model")
+    _check_layers(state, adapter)
     with _errors_only("diffusers.loaders.lora_base"):  # it warns when only one of the two networks has a LoRA
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
     for network in (pipe.unet, pipe.text_encoder):
@@ -135,6 +136,25 @@ def _check(network: nn.Module, state: dict[str, Tensor], adapter: str) -> None:
                 f"adapter {adapter!r} is of another model: {name} has {weight.shape[axis]} features, "
                 f"the adapter {value.shape[axis]}"
             )
+
+
+def _check_layers(state: dict[str, Tensor], adapter: str) -> None:
+    """Every layer has its A and its B, of one rank, and numbers in them: peft would fail somewhere inside, and NaN
+    would draw black pictures."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if not torch.isfinite(value.float()).all():
+            raise InputError(f"adapter {adapter!r} is damaged: {key} holds NaN or infinite numbers")
+        name, _, which = key.partition(".lora_")
+        layers.setdefault(name, {})[which[:1]] = value
+    for name, parts in layers.items():
+        if not parts.keys() & {"A", "B"}:
+            continue
+        if missing := {"A", "B"} - parts.keys():
+            raise InputError(f"adapter {adapter!r} is damaged: {name} has no lora_{missing.pop()}")
+        if parts["A"].ndim > 1 and parts["A"].shape[0] != parts["B"].shape[1]:
+            ranks = f"{parts['A'].shape[0]} and {parts['B'].shape[1]}"
+            raise InputError(f"adapter {adapter!r} is damaged: the ranks of {name} are {ranks}")
 
 
 @contextmanager

@@ -54,6 +54,8 @@ def load_pipeline(
     """
     where = pick_device(device)
     path = find_model(model)
+    if config and path.is_dir():
+        raise InputError(f"config {config!r} is for single-file models, and {model!r} has its own; leave it out")
     with quiet():
         settings = path if path.is_dir() else _checkpoint_config(path, config)
         family = family_of(_class_name(settings), model)

@@ -35,6 +35,7 @@ USERS_OS_ERRORS = {
     errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
 }  # fmt: skip
 """A full disk, a folder without write permission, a file where a folder belongs: the user can mend these."""
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,9 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         as_json = False  # help is text for people
     code, answer = _guarded(args[0], args[1:], as_json, debug)
     if as_json and _first_process():
-        sys.stdout.write(to_json(answer) + "\n")
-        sys.stdout.flush()
+        _print(to_json(answer))
     return code
+
+
+def _print(line: str) -> None:
+    """To standard output; where that knows no such letters (an old console, a pipe in Latin-1), as JSON's escapes."""
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(json.loads(line))
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def _take(args: list[str], flag: str) -> bool:
@@ -87,7 +97,19 @@ def _guarded(verb: str, args: list[str], as_json: bool, debug: bool) -> tuple[in
 def _run(verb: str, args: list[str], console: Console) -> dict[str, Any] | None:
     if verb not in verbs():
         raise InputError(f"no command {verb!r}{nearest(verb, verbs())}")
+    for arg in args:
+        if not _is_text(arg):
+            raise InputError(f"{arg!a} is not UTF-8; rename the file, or write the text as UTF-8")
     return importlib.import_module(f"{__name__}.{verb}").run(args, console)
+
+
+def _is_text(arg: str) -> bool:
+    """False for bytes that are no text: neither tables nor lists nor JSON can hold them."""
+    try:
+        arg.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _explain(error: BaseException) -> tuple[int, str, dict[str, Any]]:
@@ -109,7 +131,8 @@ def _classify(error: BaseException) -> tuple[int, str]:
         return 130, "interrupted, state saved"
     if (system := _users_os_error(error)) is not None:
         where = f"{system.filename}: " if system.filename else ""
-        return 2, f"{where}{system.strerror}; free some space, or name another place that you may write to"
+        free = "free some space, or " if system.errno in FULL else ""
+        return 2, f"{where}{system.strerror}; {free}name another place that you may write to"
     if type(error).__name__ == "ValidationError" and type(error).__module__.startswith("pydantic"):
         from visfeedback.config import explain
 

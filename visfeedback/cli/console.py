@@ -83,17 +83,18 @@ class Console:
         self._line(f"error: {one_line(text)}", style="red")
 
     def _line(self, text: str, style: str | None = None) -> None:
-        self.rich.print(without_passwords(text), style=style, markup=False, soft_wrap=True)
+        self.rich.print(without_passwords(text), style=style, markup=False, emoji=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """A table; cells are shown as their text."""
         if self.quiet:
             return
-        grid = Table(title=without_passwords(title), title_justify="left", show_edge=False, pad_edge=False)
+        heading = Text(without_passwords(title), style="table.title")  # in a str rich would read markup and emoji codes
+        grid = Table(title=heading, title_justify="left", show_edge=False, pad_edge=False)
         for column in columns:
             grid.add_column(column, overflow="fold")
         for row in rows:
-            grid.add_row(*(_escape(without_passwords(str(cell))) for cell in row))
+            grid.add_row(*(Text(without_passwords(str(cell))) for cell in row))
         self.rich.print(grid)
 
     @contextmanager
@@ -130,12 +131,6 @@ class PerSecond(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text(f"{speed:.3g}/s" if speed else "")
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def calm(console: Console, debug: bool) -> None:
@@ -200,7 +195,7 @@ def _unknown(argument: str, model: type[BaseModel], default: BaseModel | None, p
     known = flags(model, default)
     hint = nearest(name.replace("_", "-"), known)
     if len(known) > MANY_FLAGS:
-        hint = hint.partition(" known: ")[0] + f"; `{prog} --help` lists all"
+        hint = hint.partition(" known: ")[0].rstrip(";") + f"; `{prog} --help` lists all"
     return f"unknown flag {name}{hint}"
 
 

@@ -49,6 +49,8 @@ class EvaluateSettings(Frozen):
 
 def run(args: list[str], console: Console) -> dict[str, Any]:
     settings = parse(EvaluateSettings, args, "visfeedback evaluate", __doc__ or "")
+    if not settings.adapter:
+        raise InputError("--adapter is empty: a model compared with itself says nothing; give RUN/adapter")
     command = f"visfeedback evaluate {shlex.join(args)}"
     summary = evaluate(settings, command, console)
     from visfeedback.evaluation.words import headline
@@ -96,12 +98,13 @@ def measure(settings: EvaluateSettings, console: Console) -> dict[str, Any]:
 def invite(settings: EvaluateSettings, prompts: list[Prompt]) -> Panel:
     """Judge, verifier, rewards and measures. A world's verifier looks on whenever the prompts are of that world."""
     from visfeedback import feedback, rewards
+    from visfeedback.backbones.load import pick_device
     from visfeedback.evaluation.compare import Panel
 
     place = _world_of(settings, prompts)
     module = world(place) if place else None
     name = settings.judge or (f"verifier:{place}" if place else "")
-    device = "cpu" if settings.device == "auto" else settings.device
+    device = str(pick_device(settings.device))
     return Panel(
         judge=feedback.load(name) if name else None,
         verifier=module.verifier() if module else None,

@@ -30,17 +30,17 @@ class Generate(Frozen):
     """LoRA to draw with: folder, file or hub id"""
     negative: str = ""
     """what not to draw, for prompts that do not say it themselves"""
-    steps: int | None = None
+    steps: int | None = Field(default=None, ge=1, le=1000)
     """denoising steps; the model's own, else 20, when left out"""
-    guidance: float | None = None
+    guidance: float | None = Field(default=None, ge=0)
     """classifier-free guidance scale; the model's own when left out"""
-    height: int | None = None
+    height: int | None = Field(default=None, ge=8, multiple_of=8)
     """pixels, a multiple of 8, together with width; the model's own when left out"""
-    width: int | None = None
+    width: int | None = Field(default=None, ge=8, multiple_of=8)
     """pixels, a multiple of 8, together with height"""
     sampler: str = ""
     """ddim, euler, dpm++2m, ... or a diffusers scheduler class; the model's own when left out"""
-    batch_size: int = 16
+    batch_size: int = Field(default=16, ge=1)
     """images drawn at once; halved when memory runs out"""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """precision of the networks"""

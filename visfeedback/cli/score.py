@@ -53,7 +53,6 @@ class Score(ScoreSettings):
 
 
 def run(args: list[str], console: Console) -> dict[str, Any]:
-    _check_text(args)
     flags = parse(Score, args, "visfeedback score", __doc__ or "")
     _check_report(flags)
     began = time.perf_counter()
@@ -70,15 +69,6 @@ def run(args: list[str], console: Console) -> dict[str, Any]:
         raise PartialFailure(f"{len(lines)} failed, {rest}: {flags.out}.failed.jsonl; first: {lines[0]}",
                              answer, lines)  # fmt: skip
     return answer
-
-
-def _check_text(args: Sequence[str]) -> None:
-    """Raises InputError for bytes that are no text: neither tables nor lists can hold them."""
-    for arg in args:
-        try:
-            arg.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{arg!a} is not UTF-8; rename the file, or write the text as UTF-8") from None
 
 
 def _check_report(flags: Score) -> None:

@@ -36,12 +36,19 @@ def run(args: list[str], console: Console) -> dict[str, Any]:
 
 def _preset(args: list[str]) -> tuple[Path | None, list[str]]:
     """CONFIG.toml, the first argument that is no flag or flag's value, and the rest. Only --help may do without."""
-    place = next((i for i, arg in enumerate(args) if _is_preset(args, i)), None)
-    if place is not None:
+    if (place := _place(args)) is not None:
         return Path(args[place]), args[:place] + args[place + 1 :]
     if {"-h", "--help"} & set(args):
         return None, args
     raise InputError(f"no preset given; expected {USAGE}")
+
+
+def _place(args: list[str]) -> int | None:
+    """Where the preset stands. A .toml is one even behind a switch (--data.group), which looks like a flag with its
+    value; and of what is no flag's first value it comes before others, which may be second ones (--data.times 0 1)."""
+    places = [i for i in range(len(args)) if _is_preset(args, i)]
+    behind = [i for i, arg in enumerate(args) if arg.endswith(".toml") and not arg.startswith("-") and "@" not in arg]
+    return next(iter([*(i for i in places if i in behind), *behind, *places]), None)
 
 
 def _is_preset(args: list[str], place: int) -> bool:
@@ -57,7 +64,7 @@ def _parse(preset: Path | None, flags: list[str]) -> tuple[TrainSettings, Path, 
     table = config.read_toml(preset) if preset else {"method": {"name": "dpo"}}
     name = _method(table, flags, preset)
     kind = settings_for(name)
-    if name != table.get("method", {}).get("name"):  # another method by flag: its own defaults
+    if name != _named(table):  # another method by flag: its own defaults
         table = {**table, "method": {"name": name}}
     base = config.build(kind, table, str(preset))
     flags_too = create_model(
@@ -72,16 +79,22 @@ def _parse(preset: Path | None, flags: list[str]) -> tuple[TrainSettings, Path, 
 
 
 def _method(table: dict[str, Any], flags: list[str], preset: Path | None) -> str:
-    section = table.get("method")
     for i, flag in enumerate(flags):
         if flag == "--method.name" and i + 1 < len(flags):
             return flags[i + 1]
         if flag.startswith("--method.name="):
             return flag.partition("=")[2]
-    if not isinstance(section, dict) or not isinstance(section.get("name"), str):
+    if (name := _named(table)) is None:
         known = ", ".join(plugins.names("methods"))
         raise InputError(f'{preset} names no method; expected [method] with name = "dpo" (known: {known})')
-    return section["name"]
+    return name
+
+
+def _named(table: dict[str, Any]) -> str | None:
+    """The method that a preset names."""
+    section = table.get("method")
+    name = section.get("name") if isinstance(section, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _sentence(summary: dict[str, Any], out: Path) -> str:

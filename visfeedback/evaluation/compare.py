@@ -7,6 +7,7 @@ May import: types, sampling.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -77,8 +78,8 @@ def compare(
     ``backbone``: a Backbone with an adapter, its ``pipe``, ``model``, ``revision`` and ``adapter``. Every pair goes
     to ``out/outcomes.jsonl``. ``seconds`` and ``peak_mib`` are of this call and this process. Missing a verifier,
     accuracies are None and the difference is the first reward's, or the judge's.
-    Raises InputError for no prompts, nobody to judge, or a prompt that somebody of the panel cannot read, before
-    anything is drawn.
+    Raises InputError for no prompts, nobody to judge, a reward that comes twice, or a prompt that somebody of the panel
+    cannot read, before anything is drawn; and for an image that a reward has no score for.
     """
     if not prompts:
         raise InputError("no prompts to compare on; give --prompts a file, a text or shapes:heldout")
@@ -95,7 +96,7 @@ def compare(
         "n_prompts": prompt_count(outcomes),
         "images_per_prompt": settings.per_prompt,
         **summarise(outcomes, seed=settings.seed),
-        "drift": measure_drift(backbone, drawn["base"], out, settings.seed),
+        "drift": measure_drift(backbone, drawn["base"], out, settings.seed, progress),
         "diversity": {side: diversity(drawn[side], out) for side in SIDES},
         "adapter": backbone.adapter,
         "model": backbone.model,
@@ -111,6 +112,7 @@ def check_readable(prompts: Sequence[Prompt], panel: Panel) -> None:
 
     A judge is asked by its method ``check_prompt``, if it has one. Raises InputError, theirs.
     """
+    _named(panel.rewards)
     check = getattr(panel.judge, "check_prompt", None)
     for prompt in prompts:
         if panel.verifier is not None:
@@ -186,12 +188,32 @@ def _look(samples: Sequence[Sample], panel: Panel, out: Path, what: str, progres
         for start in range(0, len(samples), BATCH):
             part = samples[start : start + BATCH]
             images = [open_image(sample, out) for sample in part]
-            scores = {r.name: score(r, images, [s.prompt for s in part]).tolist() for r in panel.rewards}
+            scores = {name: _scores(name, r, part, images) for name, r in _named(panel.rewards).items()}
             for row, (sample, image) in enumerate(zip(part, images, strict=True)):
                 rewards = {name: values[row] for name, values in scores.items()}
                 seen.append(_seen(sample, image, rewards, panel))
             advance(len(part))
     return seen
+
+
+def _named(rewards: Sequence[Reward]) -> dict[str, Reward]:
+    """Rewards by name, and by where they came from when two share a name. InputError for one that is there twice."""
+    names = [reward.name for reward in rewards]
+    found = {r.name if names.count(r.name) == 1 else f"{r.name} ({r.origin.model})": r for r in rewards}
+    if len(found) < len(rewards):
+        raise InputError(f"--reward names one twice; it names {', '.join(names)}: name each once")
+    return found
+
+
+def _scores(name: str, reward: Reward, samples: Sequence[Sample], images: Sequence[Image.Image]) -> list[float]:
+    """Of each image. A mean over some images only would compare different ones, so InputError where one is missing."""
+    scores = score(reward, images, [sample.prompt for sample in samples]).tolist()
+    for sample, value in zip(samples, scores, strict=True):
+        if not math.isfinite(value):
+            raise InputError(
+                f"{name} has no score for {sample.path} ({sample.prompt!r}); leave it out, or give other --prompts"
+            )
+    return scores
 
 
 def _seen(sample: Sample, image: Image.Image, rewards: dict[str, float], panel: Panel) -> Seen:
@@ -207,18 +229,21 @@ def _seen(sample: Sample, image: Image.Image, rewards: dict[str, float], panel: 
 
 
 @torch.no_grad()
-def measure_drift(backbone: Any, samples: Sequence[Sample], out: Path, seed: int) -> float:
+def measure_drift(
+    backbone: Any, samples: Sequence[Sample], out: Path, seed: int, progress: Progress = silent
+) -> float:  # fmt: skip
     """``sampling.drift`` on the latents of the first base image of each of the first 64 prompts."""
     first = list({sample.prompt_id: sample for sample in reversed(samples)}.values())[::-1][:DRIFT_IMAGES]
     generator = torch.Generator("cpu").manual_seed(seed)
     total = 0.0
-    for start in range(0, len(first), BATCH):
-        part = first[start : start + BATCH]
-        pixels = torch.stack([_pixels(sample, out) for sample in part])  # (B, 3, H, W) in [0, 1]
-        with evaluating(backbone.pipe):
+    with evaluating(backbone.pipe), progress("measuring the drift", len(first)) as advance:
+        for start in range(0, len(first), BATCH):
+            part = first[start : start + BATCH]
+            pixels = torch.stack([_pixels(sample, out) for sample in part])  # (B, 3, H, W) in [0, 1]
             latents, _ = backbone.encode(pixels.to(backbone.device))
             condition = backbone.encode_text([sample.prompt for sample in part])
             total += len(part) * drift(backbone, latents, condition, generator, DRIFT_DRAWS)
+            advance(len(part))
     return total / len(first)
 
 

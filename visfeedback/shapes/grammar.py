@@ -93,7 +93,7 @@ _PROMPT = re.compile(
 def read(text: str) -> Spec:
     """The spec of a prompt text; InputError when this world cannot say it."""
     match = _PROMPT.fullmatch(" ".join(text.lower().replace("colour", "color").strip(" .").split()))
-    if match is None:
+    if match is None or _relates_groups(match.groupdict()):
         raise InputError(
             f"the shapes world cannot read the prompt {text!r}; it knows sentences like 'a red circle left of a blue "
             f"square', 'three green crosses', 'a big triangle at the top', 'a red circle on a black background'"
@@ -103,6 +103,11 @@ def read(text: str) -> Spec:
     relation = None if found["relation"] == "and" else found["relation"]
     spec = Spec("", items, relation, found["place"], found["background"])
     return replace(spec, category=_category(spec))
+
+
+def _relates_groups(found: dict[str, str | None]) -> bool:
+    """A relation holds between two objects: of "two circles left of a square" nobody can say which circle is meant."""
+    return found["relation"] not in (None, "and") and bool(found["number0"] or found["number1"])
 
 
 def _item(found: dict[str, str | None], n: int) -> Item:

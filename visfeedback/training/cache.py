@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -55,12 +56,20 @@ class Stored:
     """Rows of a filled table; the files are memory-mapped, so only what is used takes memory."""
 
     def __init__(self, folder: Path, keys: Sequence[str], chunk: int) -> None:
-        self._shards = [load_file(folder / name) for name, _ in shards(keys, chunk)]
+        self._shards = [_opened(folder / name) for name, _ in shards(keys, chunk)]
         self._place = {key: divmod(i, shard_rows(chunk)) for i, key in enumerate(keys)}
 
     def rows(self, keys: Sequence[str]) -> dict[str, Tensor]:
         places = [self._place[key] for key in keys]
         return {name: torch.stack([self._shards[s][name][row] for s, row in places]) for name in self._shards[0]}
+
+
+def _opened(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        line = (str(error).splitlines() or ["it cannot be read"])[0]
+        raise InputError(f"{file} is damaged ({line}); remove it, and its rows are computed again") from None
 
 
 def shard_rows(chunk: int) -> int:

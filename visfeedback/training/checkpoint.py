@@ -15,18 +15,25 @@ import io
 import json
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from visfeedback.plugins import InputError
 from visfeedback.types.files import sync_folder, write_atomic, write_json
+
+DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, SafetensorError, UnpicklingError)
+"""what reading a file that is not whole raises"""
 
 
 @dataclass
@@ -111,16 +118,36 @@ def _drop_old(root: Path, keep: int) -> None:
 
 
 def load(folder: Path, rank: int = 0) -> Snapshot:
-    """The snapshot in a checkpoint's folder, tensors on the CPU. Random states: `restore_random_states`."""
+    """The snapshot in a checkpoint's folder, tensors on the CPU. Random states: `restore_random_states`.
+
+    Raises InputError when a file of it is damaged or missing.
+    """
     ema, source = folder / "ema.safetensors", folder / f"source-{rank}.pt"
-    return Snapshot(
-        position=Position(**json.loads((folder / "state.json").read_text(encoding="utf-8"))),
-        adapter=load_file(folder / "adapter.safetensors"),
-        optimizer=torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),
-        method=torch.load(folder / "method.pt", map_location="cpu", weights_only=True),
-        ema=load_file(ema) if ema.exists() else None,
-        source=torch.load(source, map_location="cpu", weights_only=True) if source.exists() else {},
-    )
+    with _whole(folder):
+        return Snapshot(
+            position=Position(**json.loads((folder / "state.json").read_text(encoding="utf-8"))),
+            adapter=load_file(folder / "adapter.safetensors"),
+            optimizer=_unpickled(folder / "optimizer.pt"),
+            method=_unpickled(folder / "method.pt"),
+            ema=load_file(ema) if ema.exists() else None,
+            source=_unpickled(source) if source.exists() else {},
+        )
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """We write checkpoints whole; a copy that broke off, or a failing disk, is the user's to mend."""
+    try:
+        yield
+    except DAMAGE as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{folder} is damaged ({why}); remove it, and --resume goes on from the checkpoint before it"
+        ) from None
+
+
+def _unpickled(file: Path) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def random_states() -> dict[str, Any]:
@@ -135,8 +162,9 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(folder: Path, rank: int) -> None:
-    """Put back what `save` stored for this process."""
-    states = torch.load(folder / f"random-{rank}.pt", map_location="cpu", weights_only=True)
+    """Put back what `save` stored for this process. Raises InputError when it is damaged or missing."""
+    with _whole(folder):
+        states = _unpickled(folder / f"random-{rank}.pt")
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, *rest = states["numpy"]

@@ -1,6 +1,6 @@
 """Pages of a finished run for people: card.md, a model card, and report.html.
 
-May import: types, config, plugins, report.
+May import: types, config, plugins, backbones, report.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from visfeedback import config, plugins
+from visfeedback.backbones.sources import CHECKPOINTS
 from visfeedback.report.blocks import Card, Cards, Command, Number, Section
 from visfeedback.report.curves import training_curves
 from visfeedback.report.grids import before_after
@@ -41,9 +42,9 @@ A LoRA for `{base}` trained with {name} on {learned}, by visfeedback.
 
 ```python
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import {pipeline}
 {imports}
-pipe = DiffusionPipeline.from_pretrained({source}, torch_dtype=torch.float32)
+pipe = {pipeline}.{opened}({source}, torch_dtype=torch.float32)
 pipe.load_lora_weights("adapter")
 ```
 
@@ -69,7 +70,10 @@ def card(setup: Setup, summary: dict[str, Any]) -> str:
     """card.md, a model card."""
     settings, base = public(setup.settings), setup.settings.model.id
     world, measured = plugins.split_reference(base), summary["measured_on"]
+    single = not world and base.endswith(CHECKPOINTS)  # only the pipeline's own class opens a single file
     return CARD.format(
+        pipeline=type(setup.backbone.pipe).__name__ if single else "DiffusionPipeline",
+        opened="from_single_file" if single else "from_pretrained",
         base=base, name=summary["method"]["name"], learned=setup.source.learned, command=summary["command"], tail=TAIL,
         imports=f"from visfeedback import {world[0]}\n" if world else "",
         source=f'{world[0]}.model_folder("{world[1]}")' if world else json.dumps(base),

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visfeedback.backbones.adapters import POLICY
 from visfeedback.backbones.load import load
+from visfeedback.plugins import InputError
 from visfeedback.sampling.generate import derive_seed
 from visfeedback.training.settings import TrainSettings
 
@@ -29,6 +31,11 @@ def load_policy(settings: TrainSettings, device: str) -> Any:
     if model.adapter:
         if model.reference == "start":
             backbone.freeze_reference()
+        elif POLICY in getattr(backbone.pipe.text_encoder, "peft_config", {}):
+            raise InputError(  # prompts are encoded once, for policy and reference
+                f"adapter {model.adapter!r} changes the text encoder, so no reference can be bare; "
+                'take model.reference = "start"'
+            )
         backbone.set_dropout(lora.dropout)
     else:
         backbone.add_lora(lora.rank, lora.alpha or None, lora.targets, lora.dropout, derive_seed(seed, "lora", 0))

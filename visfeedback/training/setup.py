@@ -65,7 +65,7 @@ def prepare(settings: TrainSettings, run: Run, resume: bool, progress: Progress)
     accelerator = make_accelerator(settings.engine, run)
     if accelerator.is_main_process:
         check_folder(run, settings, resume)
-    recorded = json.loads(run.environment.read_text(encoding="utf-8")) if run.environment.exists() else {}
+    recorded = _recorded(run)
     _same_machine(recorded, accelerator, settings.engine, run)
     material = _material(settings, run, accelerator)
     backbone = load_policy(settings, str(accelerator.device))
@@ -127,6 +127,14 @@ def _device(engine: Engine) -> torch.device:
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
     return device
+
+
+def _recorded(run: Run) -> dict[str, Any]:
+    """environment.json of a run that goes on; empty for a new one."""
+    try:
+        return dict(json.loads(run.environment.read_text(encoding="utf-8"))) if run.environment.exists() else {}
+    except (ValueError, TypeError):
+        raise InputError(f"{run.environment} is damaged; put it back from a copy, or name another --out") from None
 
 
 def _same_machine(recorded: dict[str, Any], accelerator: Accelerator, engine: Engine, run: Run) -> None:

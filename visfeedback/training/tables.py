@@ -69,6 +69,7 @@ class Worker:
             parts["resolution"] = resolution(self.settings, self.backbone)
         if name == "reference":
             parts |= {"method": self.settings.method.model_dump(mode="json"), "seed": engine.seed,
+                      "of": model.reference,
                       "drop": data.prompt_drop, "flip": data.flip, "group": data.group, "times": data.times,
                       "precision": engine.mixed_precision, "batch": self.settings.optim.batch_size}  # fmt: skip
         return digest(parts)
