@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def test_answers_are_feedback_in_a_store_and_scores_lie_beside_images(finished):
         said = list(opened.feedback())
     assert {row.kind for row in said} == {"like"} and {row.judge for row in said} == {"simulated:shapes#0"}
     rows = [json.loads(line) for line in (out / "scored.jsonl").read_text().splitlines()]
-    assert len(rows) == 18 and all(0 <= row["score"] <= 1 and Path(row["image"]).is_file() for row in rows)
+    assert len(rows) == 18 and all(0 <= row["score"] <= 1 and (out / row["image"]).is_file() for row in rows)
 
 
 def test_a_finished_run_is_only_read_again(tiny_sd, finished):
@@ -86,11 +87,28 @@ def test_a_run_that_stopped_goes_on_to_the_same_numbers(tiny_sd, finished, stage
     assert (out / "scored.jsonl").read_text() == text
 
 
+def test_a_folder_that_was_moved_goes_on(tiny_sd, finished, tmp_path):
+    """Copied, and cut back to the middle of the training, as a kill would: images are listed by paths that move along,
+    and the run beside them is the same run."""
+    out, summary = finished
+    moved = tmp_path / "moved" / "here"
+    shutil.copytree(out, moved)
+    lines = (out / "stages.jsonl").read_text().splitlines()[: STAGES.index("train")]
+    (moved / "stages.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    shutil.rmtree(moved / "run/checkpoints/step-3")
+    listed = (moved / "scored.jsonl").read_text().splitlines()
+    assert not any(Path(json.loads(line)["image"]).is_absolute() for line in listed)
+    again = run(settings(tiny_sd), moved, True)
+    assert again["tuned"] == summary["tuned"] and again["drift"] == summary["drift"]
+    assert str(moved / "scored.jsonl") in (moved / "run/config.toml").read_text()
+
+
 def test_the_ablations_are_settings(tiny_sd, tmp_path):
     """Neither prompt classification nor real data; then nothing real is drawn or learned."""
     chosen = settings(tiny_sd, reward={"auxiliary": 0.0}, method={"beta": 0.0}, evaluation={"per_prompt": 1})
     summary = run(chosen, tmp_path / "out", False)
     assert summary["auxiliary"] == 0.0 and summary["beta"] == 0.0
+    assert set(summary["delta_per_category"]) == {"single_object", "colors", "two_objects"}, "the first three prompts'"
     assert not (tmp_path / "out" / "real").exists()
     assert "error_real" not in (tmp_path / "out" / "run" / "metrics.jsonl").read_text()
 

@@ -99,12 +99,19 @@ def scores_of(samples: Sequence[Sample], root: Path, reward: Any, progress: Prog
 
 
 def write_scored(file: Path, root: Path, samples: Sequence[Sample], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Images for training: prompt, path beside ``file``'s folder, and what the rows say (score, group, ...)."""
+    """Images for training: prompt, path, and what the rows say (score, group, ...)."""
     listed = [
-        {"prompt": sample.prompt, "image": str((root / sample.path).absolute()), **row}
+        {"prompt": sample.prompt, "image": beside(file, root / sample.path), **row}
         for sample, row in zip(samples, rows, strict=True)
     ]
     write_atomic(file, "".join(json.dumps(row) + "\n" for row in listed))
+
+
+def beside(file: Path, image: Path) -> str:
+    """The image as a list in ``file`` names it: by a relative path when it lies in the list's folder, so that both may
+    be moved together, else by an absolute one."""
+    folder, image = file.parent.absolute(), image.absolute()
+    return image.relative_to(folder).as_posix() if image.is_relative_to(folder) else str(image)
 
 
 def train(

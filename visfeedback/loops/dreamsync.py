@@ -16,6 +16,7 @@ May import everything but app and cli.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -167,13 +168,8 @@ class Program:
     def train(self, number: int) -> dict[str, Any]:
         settings, folder = self.settings, self.folder(number)
         first = 1 if settings.loop.accumulate else number
-        lines = [
-            line
-            for earlier in range(first, number + 1)
-            for line in (self.folder(earlier) / SCORED).read_text(encoding="utf-8").splitlines()
-            if json.loads(line)["score"] > 0
-        ]
-        write_atomic(folder / LEARNED, "".join(f"{line}\n" for line in lines))
+        rows = [row for earlier in range(first, number + 1) for row in self.kept(earlier, folder)]
+        write_atomic(folder / LEARNED, "".join(json.dumps(row) + "\n" for row in rows))
         real = settings.data.real
         if real == "renders":
             real = str(write_renders(self.prompts, 1, settings.loop.seed, self.out / "real"))
@@ -183,6 +179,12 @@ class Program:
             method, settings.model, settings.optim, settings.lora, settings.engine, data, folder / "run",
             self.progress, self.adapter(number - 1),
         )  # fmt: skip
+
+    def kept(self, number: int, folder: Path) -> list[dict[str, Any]]:
+        """Rows of the images of round ``number`` that passed, with paths as seen from ``folder``."""
+        home = self.folder(number)
+        rows = map(json.loads, (home / SCORED).read_text(encoding="utf-8").splitlines())
+        return [{**row, "image": os.path.relpath(home / row["image"], folder)} for row in rows if row["score"] > 0]
 
     def evaluate(self, number: int) -> dict[str, Any]:
         settings, base = self.settings, self.folder(number - 1) / "evaluation" if number > 1 else None

@@ -5,6 +5,7 @@ eta > 0 for DDPM). A path is a function of (weights, prompt, seed): its noise co
 the order in which a stock pipeline draws it. Latents stay in float32 whatever the network's precision, unless `half`
 asks for less; then every step is rounded before its log-probability is taken, so stored paths keep exact ones.
 Guidance: pred = u + g (c - u); the unconditional branch u never has a graph, so training pays for one branch.
+Images without a path may be drawn by any other scheduler of diffusers, through the pipeline's own call.
 May import: types, diffusion.
 """
 
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 from visfeedback.diffusion.gaussian import draw, log_prob
+from visfeedback.plugins import InputError
+from visfeedback.sampling.samplers import use_sampler
 from visfeedback.types.batches import Condition, Rollouts
 from visfeedback.types.protocols import Backbone, Process
 
@@ -32,6 +35,8 @@ class Walk:
     """0 = deterministic, without log-probabilities; 1 = as much noise as the process itself has"""
     half: bool = False
     """whether latents of the path are kept in fp16"""
+    sampler: str = ""
+    """another scheduler, by `draw_with`; empty = the process's own steps"""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ def roll(
     condition, unconditional (B); shape (C, h, w). ``starts``: seeds of the initial noise, when it is shared; the
     image's own generator then begins with the first step. Put a network with dropout into eval mode first.
     """
+    if walk.sampler and memory:
+        raise InputError(f"{walk.sampler} has no log-probabilities to learn from; leave out --rollout.sampler")
     device, process = backbone.device, backbone.process
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     begin = generators if starts is None else [torch.Generator("cpu").manual_seed(seed) for seed in starts]
@@ -99,6 +106,31 @@ def roll(
         log_probs.append(log_prob(x, mean, std).cpu() if k in noisy else torch.zeros(len(seeds)))
         path = [*path, x.cpu()] if memory else [x.cpu()]
     return Paths(torch.stack(path, dim=1), t, torch.stack(log_probs, dim=1))
+
+
+@torch.no_grad()
+def draw_with(
+    backbone: Any, prompts: Sequence[str], negatives: Sequence[str], seeds: Sequence[int], walk: Walk,
+    starts: Sequence[int] | None = None,
+) -> Paths:  # fmt: skip
+    """Images of ``walk.sampler`` as a stock pipeline draws them, without their paths; ``starts`` as in ``roll``.
+
+    ``negatives`` has a text for each prompt. Raises InputError for a sampler that does not fit the pipeline.
+    """
+    pipe, shape = backbone.pipe, latent_shape(backbone)
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    call: dict[str, Any] = {"num_inference_steps": walk.steps, "guidance_scale": walk.guidance}
+    if starts is not None:
+        begin = [torch.Generator("cpu").manual_seed(seed) for seed in starts]
+        call["latents"] = _noise(begin, shape).to(backbone.device, backbone.dtype)
+    if any(negatives):
+        call["negative_prompt"] = list(negatives)
+    with use_sampler(pipe, walk.sampler):
+        drawn = pipe(prompt=list(prompts), generator=generators, output_type="latent", **call).images
+    if tuple(drawn.shape[1:]) != shape:
+        raise InputError(f"{type(pipe).__name__} draws packed latents; leave out --rollout.sampler for this model")
+    latents = drawn.float().cpu().unsqueeze(1).to(torch.float16 if walk.half else torch.float32)
+    return Paths(latents, backbone.process.times(walk.steps), torch.zeros(len(seeds), walk.steps))
 
 
 def log_probs(backbone: Backbone, batch: Rollouts) -> Tensor:

@@ -1,12 +1,16 @@
 """Stored images to learn from one by one, each with its prompt and, unless a reward scores them, its score.
 
 Sources: a folder of `visfeedback generate`, a folder with metadata.jsonl or NAME.txt, rows of a jsonl, csv or parquet
-file, or what people said of a store's images. May import: types, plugins, store, preferences, sampling.
+file, or what people said of a store's images. Instead of a score a row, or an answer in the store, may bring grades in
+words (Good, Normal, Bad on several dimensions), which become LiFT's weights of .9, .2 and .05 and are averaged; with
+rwr's ``weighting = "reward"`` that is its loss. LiFT divides the error of x0 by 1 - abar, which for a v model is the
+error of v that is learned here anyway. May import: types, plugins, store, preferences, sampling.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ from typing import Any
 from visfeedback import store
 from visfeedback.plugins import InputError
 from visfeedback.preferences import files
+from visfeedback.preferences.weights import GRADES, verbal_weight
 from visfeedback.sampling.samples import SAMPLES
 from visfeedback.training.data import content_id
 from visfeedback.training.settings import Data
@@ -23,6 +28,8 @@ from visfeedback.types.records import Frozen, text_id
 IMAGE, PROMPT = ("image", "path", "file_name"), ("prompt", "text", "caption")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 METADATA = "metadata.jsonl"
+KINDS = {"rating": "ratings", "words": "grades in words", "other": "other answers"}
+"""what answers are on one scale, for people"""
 
 
 class Picture(Frozen):
@@ -129,7 +136,7 @@ def _numbered(rows: Iterator[tuple[str, Path, Mapping[str, Any]]]) -> Iterator[P
 def _score(row: Mapping[str, Any], path: Path) -> float | None:
     value = row.get("score")
     if value is None or value == "":
-        return None
+        return _grade(row.get(GRADES), path)
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -137,6 +144,17 @@ def _score(row: Mapping[str, Any], path: Path) -> float | None:
     if not math.isfinite(number):
         raise InputError(f"score {value!r} of {path.name}; expected a number")
     return number
+
+
+def _grade(said: Any, path: Path) -> float | None:
+    """Weight of grades in words: by dimension, as a list, or in one text with commas or semicolons between them."""
+    if said is None or len(said) == 0:
+        return None
+    words = re.split(r"[,;]", said) if isinstance(said, str) else said
+    try:
+        return verbal_weight(words)
+    except InputError as error:
+        raise InputError(f"grades of {path.name}: {error}") from None
 
 
 def _from_store(data: Data, scored: bool) -> list[Picture]:
@@ -153,23 +171,30 @@ def _from_store(data: Data, scored: bool) -> list[Picture]:
 
 
 def opinions(said: Any, criterion: str = "overall") -> dict[str, float]:
-    """Sample id -> mean of what was said of it: ratings as they are; likes, pairs and choices from -1 to 1.
+    """Sample id -> mean of what was said of it: ratings as they are; likes, pairs and choices from -1 to 1; grades in
+    words as LiFT weighs them.
 
-    Raises InputError when there are both ratings and others: they have no common scale.
+    Raises InputError when there are answers of two of these kinds: they have no common scale.
     """
-    said, kinds = list(said), dict[str, dict[str, list[float]]](rating={}, other={})
+    said, kinds = list(said), dict[str, dict[str, list[float]]](rating={}, words={}, other={})
     retracted = {record.retracts for record in said if record.kind == "tombstone"}
     for record in said:
         if record.id in retracted or record.criterion != criterion or record.kind in ("tombstone", "ranking"):
+            continue
+        if GRADES in record.extra:
+            weight = verbal_weight(record.extra[GRADES])
+            for sample in record.sample_ids:
+                kinds["words"].setdefault(sample, []).append(weight)
             continue
         shares = record.kind in ("pair", "best")
         for sample, value in zip(record.sample_ids, record.values, strict=False):
             kind = kinds["rating" if record.kind == "rating" else "other"]
             kind.setdefault(sample, []).append(2 * value - 1 if shares else value)
-    if all(kinds.values()):
+    if sum(map(bool, kinds.values())) > 1:
+        there = " and ".join(KINDS[name] for name, found in kinds.items() if found)
         raise InputError(
-            "the store holds ratings and other answers, which have no common scale; export one kind, or let a reward "
-            "score the images: --reward.name NAME"
+            f"the store holds {there}, which have no common scale; export one kind, or let a reward score the images: "
+            "--reward.name NAME"
         )
-    found = kinds["rating"] or kinds["other"]
+    found = next((found for found in kinds.values() if found), {})
     return {sample: sum(values) / len(values) for sample, values in found.items()}

@@ -20,6 +20,7 @@ from visfeedback.sampling.rollout import Walk
 from visfeedback.training import tables
 from visfeedback.training.data import Pair
 from visfeedback.training.images import Picture, load_images, load_real
+from visfeedback.training.moved import follow
 from visfeedback.training.paths import PathBatches, check_rounds
 from visfeedback.training.rounds import Rounds, Studio
 from visfeedback.training.run import Run
@@ -68,11 +69,30 @@ def check(settings: TrainSettings) -> None:
                 f"lora.dropout = {settings.lora.dropout:g} would change log-probabilities by chance; for {method.name} "
                 "give --lora.dropout 0"
             )
+    if kind == "prompts":
+        _check_sampler(rollout, method)
     least = getattr(method, "least_group", 1)
     if kind == "prompts" and method.eats != "prompts" and rollout.per_prompt < least:
         raise InputError(
             f"rollout.per_prompt = {rollout.per_prompt}: {method.name} compares images of a prompt and needs {least} "
             f"or more; give --rollout.per-prompt {max(least, 4)}"
+        )
+
+
+def _check_sampler(rollout: Rollout, method: Any) -> None:
+    """Another scheduler's steps have neither a log-probability nor a gradient, nor DDIM's eta."""
+    if not rollout.sampler:
+        return
+    if method.eats != "scored":
+        needs = "the log-probabilities" if method.eats == "rollouts" else "the gradient"
+        raise InputError(
+            f"rollout.sampler = {rollout.sampler!r}: {method.name} needs {needs} of DDIM's steps; leave out "
+            "--rollout.sampler"
+        )
+    if rollout.eta:
+        raise InputError(
+            f"rollout.sampler = {rollout.sampler!r} draws in its own way, and rollout.eta = {rollout.eta:g} is for the "
+            "model's own DDIM steps; give --rollout.eta 0"
         )
 
 
@@ -97,7 +117,7 @@ def gather_material(settings: TrainSettings, run: Run, pairs: Callable[[], Seque
     file = record_file(run, kind)
     if file.exists():
         real = list(read_jsonl(run.real, Picture)) if run.real.exists() else []
-        return Material(list(read_jsonl(file, RECORDS[kind])), real)
+        return Material(follow(list(read_jsonl(file, RECORDS[kind])), run.root), follow(real, run.root))
     return Material(pairs() if kind == "pairs" else _load(settings, kind), load_real(settings.data))
 
 
@@ -199,10 +219,12 @@ def check_share(settings: TrainSettings, ranks: int) -> None:
 
 def walk_of(rollout: Rollout, backbone: Any) -> Walk:
     """How a run draws: what the settings leave open is the model's own."""
-    wanted = GenerateSettings(steps=rollout.steps or None, guidance=rollout.guidance if rollout.guidance >= 0 else None)
+    guidance = rollout.guidance if rollout.guidance >= 0 else None
+    wanted = GenerateSettings(steps=rollout.steps or None, guidance=guidance, sampler=rollout.sampler)
     known = resolve(wanted, backbone.pipe)
     assert known.steps is not None and known.guidance is not None
-    return Walk(known.steps, known.guidance if known.guidance > 1 else 1.0, rollout.eta, rollout.half)
+    sampler = known.sampler if rollout.sampler else ""
+    return Walk(known.steps, known.guidance if known.guidance > 1 else 1.0, rollout.eta, rollout.half, sampler)
 
 
 def _gather(accelerator: Accelerator) -> Callable[[list[Any]], list[Any]]:

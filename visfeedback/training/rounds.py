@@ -19,7 +19,15 @@ from torch import Tensor
 
 from visfeedback.sampling.generate import derive_seed
 from visfeedback.sampling.render import evaluating
-from visfeedback.sampling.rollout import Paths, Walk, latent_shape, noisy_steps, path_log_probs, roll
+from visfeedback.sampling.rollout import (
+    Paths,
+    Walk,
+    draw_with,
+    latent_shape,
+    noisy_steps,
+    path_log_probs,
+    roll,
+)
 from visfeedback.training.scorer import Scorer, pictures
 from visfeedback.training.settings import TrainSettings
 from visfeedback.training.weighing import weighed
@@ -169,6 +177,9 @@ class Rounds:
         without = texts([p.negative for p, *_ in part]) if walk.guidance > 1 else None
         starts = [start for _, _, _, start, _ in part] if studio.settings.rollout.shared_noise else None
         with torch.no_grad(), evaluating(studio.backbone.pipe), studio.autocast():
+            if walk.sampler:
+                words, negatives = [p.text for p, *_ in part], [p.negative for p, *_ in part]
+                return draw_with(studio.backbone, words, negatives, [seed for _, _, seed, _, _ in part], walk, starts)
             return roll(
                 studio.backbone, texts([p.text for p, *_ in part]), without, [seed for _, _, seed, _, _ in part],
                 latent_shape(studio.backbone), walk, starts, self.memory,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from visfeedback import config
 from visfeedback.plugins import InputError
 from visfeedback.report.tables import flat
+from visfeedback.training.moved import PLACES, came_along
 from visfeedback.training.settings import TrainSettings
 from visfeedback.types.addresses import without_passwords
 from visfeedback.types.files import cut_torn_line, write_atomic
@@ -68,7 +68,7 @@ def check_folder(run: Run, settings: TrainSettings, resume: bool) -> None:
     if not run.config.exists() and not run.environment.exists():
         raise InputError(f"{run.root} holds no run (no config.toml); name another --out")
     if run.config.exists():
-        check_same(tomllib.loads(run.config.read_text(encoding="utf-8")), settings, run.config)
+        check_same(config.read_toml(run.config), settings, run.config)
 
 
 def write_settings(run: Run, settings: TrainSettings) -> None:
@@ -90,18 +90,19 @@ def check_same(recorded: Mapping[str, Any], settings: TrainSettings, source: Pat
     if before["method.name"] == now["method.name"]:  # then the same model reads both, and fills in newer knobs
         before = dict(flat(public(config.build(type(settings), recorded, str(source))).model_dump(mode="json")))
     for key in before:
-        if now[key] != before[key] and not _may_change(key, before, now):
+        if now[key] != before[key] and not _may_change(key, before, now, source.parent):
             raise InputError(
                 f"the run in {source.parent} was started with {key} = {before[key]!r}, now it is {now[key]!r}; "
                 "resume with the same settings, or name another --out"
             )
 
 
-def _may_change(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """More steps are fine where the learning rate does not depend on how many there are."""
+def _may_change(key: str, before: Mapping[str, Any], now: Mapping[str, Any], root: Path) -> bool:
+    """More steps are fine where the learning rate does not depend on how many there are; and files that were moved
+    together with the run."""
     if key == "optim.steps":
         return before["optim.schedule"] == "constant_with_warmup" and now[key] > before[key]
-    return key in FREE
+    return key in FREE or (key in PLACES and came_along(before[key], now[key], root))
 
 
 class Metrics:

@@ -29,6 +29,9 @@ class Rollout(Frozen):
     """classifier-free guidance scale; 0 or 1 = none, -1 = the model's own"""
     eta: float = Field(default=1.0, ge=0.0, le=1.0)
     """randomness of a step: 0 = DDIM's deterministic one, 1 = DDPM's"""
+    sampler: str = ""
+    """who draws for methods that learn from images alone (rwr, raft): ddim, euler, dpm++2m, or a diffusers scheduler
+    class, as `visfeedback generate --sampler`; with `eta` 0. Empty: the model's own steps, random by `eta`"""
     shared_noise: bool = False
     """images of a prompt begin with the same noise and differ by the noise of their steps"""
     every: int = Field(default=0, ge=0)
