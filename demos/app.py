@@ -14,8 +14,8 @@ from visfeedback.cli import main
 DEMO = [
     "collect", "--store", "sqlite:///demo.db", "--model", "shapes:sd",
     "--title", "Which image fits the words better?",
-    "--invitation", "A small model draws shapes while you judge. After some votes, open the Train tab: it learns from "
-    "them, and its new images join the comparison.",
+    "--invitation", "A small model draws shapes while you judge. After some hundreds of votes, open the Train tab: it "
+    "learns from them, and its new images may join the comparison.",
     "--instructions", "Right number, colours and places come first. When both are right, the cleaner one is better.",
 ]  # fmt: skip
 

@@ -29,7 +29,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., tuple[str, Context]]]:
 
     def start(asking: Asking | None = None, prompts: int = 4, each: int = 4, **settings: Any) -> tuple[str, Context]:
         url = f"sqlite:///{tmp_path}/p.db"
-        app_server.fill(url, tmp_path / "images", asking, prompts=prompts, each=each, side=96)
+        if prompts:
+            app_server.fill(url, tmp_path / "images", asking, prompts=prompts, each=each, side=96)
         opened = app_server.context(url, **settings)
         context = opened.__enter__()
         bound = server.listen("127.0.0.1", 0)
@@ -133,7 +134,7 @@ def test_five_fast_presses_are_five_votes(serve: Any, visit: Any) -> None:
     url, context = serve()
     page = visit(url + "/compare")
     page.wait_for_selector(SHOWN)
-    app_server.until(lambda: page.evaluate("document.querySelector('visfeedback-compare').ready.length") >= 4)
+    app_server.until(lambda: page.evaluate("document.querySelector('visfeedback-compare').talk.line.ready.length") >= 4)
     for _ in range(5):
         page.keyboard.press("1")
     records = answered(context, 5)
@@ -216,7 +217,7 @@ def test_undo_shows_the_pair_again(serve: Any, visit: Any) -> None:
     page.keyboard.press("t")
     [record] = answered(context, 1)
     assert record.sample_ids == vote.sample_ids
-    app_server.until(lambda: page.evaluate("document.querySelector('visfeedback-compare').numbers.mine") == 1)
+    app_server.until(lambda: page.evaluate("document.querySelector('visfeedback-compare').talk.numbers.mine") == 1)
 
 
 def pixels(page: Any) -> list[list[int]]:
@@ -254,6 +255,9 @@ def test_it_works_inside_gradio(size: dict[str, int], serve: Any, visit: Any) ->
         box = button.bounding_box()
         assert box["y"] + box["height"] <= size["height"]  # the bar sticks
     assert not overflow(page)
+    screen, tabs = page.locator("visfeedback-compare").bounding_box(), page.get_by_role("tablist").first.bounding_box()
+    # without margins of Gradio: 12 px beside the screen on a phone; elsewhere 84rem with 2rem inside, in the middle
+    assert screen["x"] <= (16 if size is PHONE else 80) and screen["y"] - tabs["y"] - tabs["height"] <= 30
 
 
 def test_dark_mode_follows_the_system(serve: Any, visit: Any) -> None:
@@ -322,6 +326,18 @@ def test_other_modes_by_keys(kind: Any, size: dict[str, int], serve: Any, visit:
     if kind == "region":
         assert [(region.width, region.label) for region in record.regions] == [(0.2, "artifact")]
     assert not overflow(page)
+
+
+def test_many_images_leave_room_for_themselves(serve: Any, visit: Any) -> None:
+    """Nine images on a phone: the bar is in sight, no taller than two rows of short buttons, which say what they do."""
+    url, context = serve(Asking(kind="best", group=9, repeats=0), prompts=1, each=9)
+    page = visit(url + "/compare", PHONE)
+    page.wait_for_selector(SHOWN)
+    bar = page.locator(".dock").bounding_box()
+    assert bar["y"] + bar["height"] <= PHONE["height"] and bar["height"] < 200
+    page.get_by_role("button", name="7 is best").click()
+    [record] = answered(context, 1)
+    assert record.values[record.sides.index(6)] == 1
 
 
 def test_regions_are_shares_of_the_picture(serve: Any, visit: Any) -> None:
@@ -395,7 +411,9 @@ def test_blurred_images_wait_to_be_shown(serve: Any, visit: Any) -> None:
     page.wait_for_selector(SHOWN)
     assert "blur" in page.locator(SHOWN).first.evaluate("one => getComputedStyle(one).filter")
     page.keyboard.press("1")  # nobody can tell yet
+    assert page.locator(".answers").evaluate("one => one.inert")
     page.keyboard.press("x")
+    assert not page.locator(".answers").evaluate("one => one.inert")
     assert page.locator(SHOWN).first.evaluate("one => getComputedStyle(one).filter") == "none"
     page.keyboard.press("2")
     [record] = answered(context, 1)
@@ -414,20 +432,99 @@ def test_the_end_is_said_and_can_be_taken_back(serve: Any, visit: Any) -> None:
     answered(context, 1)
 
 
+def test_a_collection_without_questions_says_so(serve: Any, visit: Any) -> None:
+    """Not `all done`, and nothing to take back; questions that come later are found."""
+    url, _ = serve(prompts=0)
+    page = visit(url + "/compare")
+    page.get_by_role("heading", name="No questions yet").wait_for()
+    assert page.locator(".panel button").count() == 0
+
+
 def test_answers_survive_a_broken_connection(serve: Any, visit: Any, chromium: Any) -> None:
-    """Two answers while the network is away: said, kept, sent once when it is back."""
+    """The network goes away, and all that was fetched is answered: said, also when there is nothing left to show; each
+    answer is kept, and sent once when the network is back."""
     url, context = serve()
     browser = chromium.new_context(viewport=DESKTOP)
     page = browser.new_page()
     page.goto(url + "/compare")
     page.wait_for_selector(SHOWN)
-    app_server.until(lambda: page.evaluate("document.querySelector('visfeedback-compare').ready.length") >= 4)
+    app_server.until(lambda: page.evaluate("document.querySelector('visfeedback-compare').talk.line.ready.length") >= 4)
     page.wait_for_timeout(300)
     browser.set_offline(True)
-    page.keyboard.press("1")
-    page.keyboard.press("2")
+    said = 0
+    while not page.get_by_text("Fetching images").is_visible():
+        page.keyboard.press("12"[said % 2])
+        said += 1
     page.get_by_text("No connection").wait_for()
-    assert not list(context.store.feedback())
+    assert said >= 5 and not list(context.store.feedback())
     browser.set_offline(False)
-    answered(context, 2)
+    answered(context, said)
+    page.get_by_text("No connection").wait_for(state="hidden")
     browser.close()
+
+
+def test_pictures_that_get_lost_on_the_way_are_fetched_again(serve: Any, chromium: Any) -> None:
+    """The first three requests for a picture fail; nobody is told to skip a question because of that."""
+    url, _ = serve(prompts=1, each=2)
+    browser = chromium.new_context(viewport=PHONE)
+    page = browser.new_page()
+    lost: list[str] = []
+
+    def lose(route: Any) -> None:
+        lost.append(route.request.url)
+        route.abort() if len(lost) <= 3 else route.continue_()
+
+    page.route("**/image/**", lose)
+    page.goto(url + "/compare")
+    page.wait_for_selector(SHOWN)
+    assert page.locator(SHOWN).count() == 2 and len(lost) >= 5
+    browser.close()
+
+
+def test_a_picture_that_is_gone_is_said_so(serve: Any, chromium: Any) -> None:
+    """A damaged file in the store: words in its place, no slider, and the question can be skipped."""
+    url, context = serve(prompts=1, each=2)
+    for file in context.store.image_folder.root.rglob("*.png"):
+        file.write_bytes(b"no picture")
+    browser = chromium.new_context(viewport=DESKTOP)
+    page = browser.new_page()
+    page.goto(url + "/compare")
+    page.get_by_text("This image cannot be shown").first.wait_for()
+    assert not page.get_by_role("button", name="Slider").is_visible()
+    assert page.locator(".answers").evaluate("one => one.inert")  # nobody can tell
+    page.keyboard.press("1")
+    page.keyboard.press("s")
+    [record] = answered(context, 1)
+    assert record.choice == "skip"
+    browser.close()
+
+
+@SIZES
+def test_a_long_prompt_scrolls_by_keys_and_fades_until_its_end(size: dict[str, int], serve: Any, visit: Any) -> None:
+    """400 words leave room for both images; Tab reaches the text first, End shows its end."""
+    url, _ = serve()
+    page = visit(url + "/compare", size)
+    page.wait_for_selector(SHOWN)
+    page.evaluate(
+        """words => { const screen = document.querySelector('visfeedback-compare');
+        screen.show({ ...screen.talk.current, prompt: words }); }""",
+        "a very long prompt " * 100,
+    )
+    prompt = page.locator(PROMPT)
+    assert prompt.get_attribute("class") == "prompt long"
+    for place in page.locator(".answers button").all():
+        assert place.bounding_box()["y"] + place.bounding_box()["height"] <= size["height"]
+    page.keyboard.press("Tab")
+    page.keyboard.press("End")
+    app_server.until(lambda: prompt.get_attribute("class") == "prompt long end")
+    assert not overflow(page)
+
+
+def test_marks_made_by_keys_do_not_hide_each_other(serve: Any, visit: Any) -> None:
+    url, context = serve(Asking(kind="region", repeats=0), prompts=1, each=1)
+    page = visit(url + "/compare")
+    page.wait_for_selector(SHOWN)
+    for key in ("a", "a", "Enter"):
+        page.keyboard.press(key)
+    [record] = answered(context, 1)
+    assert len({(region.x, region.y) for region in record.regions}) == 2

@@ -89,6 +89,16 @@ def test_no_path_outside_the_sample_set_is_served(path: str, open_context: Conte
     assert answer.status_code in (400, 403, 404, 405, 409, 422), (answer.status_code, answer.text[:200])
 
 
+def test_of_what_the_app_wrote_only_archives_are_served(open_context: Context) -> None:
+    """Logs and settings of runs stand beside the exports; they are shown in pieces, never sent as files."""
+    person = visitor(open_context).enter()
+    for name, status in (("exports/all.zip", 200), ("runs/dpo-1/job.json", 403), ("refusals.jsonl", 403)):
+        file = open_context.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+        assert person.client.get(f"/gradio_api/file={file}").status_code == status, name
+
+
 def test_others_images_are_not_served(bare_context: Context) -> None:
     ada, eve = visitor(bare_context).enter(), visitor(bare_context).enter()
     path = ada.next()["images"][0]
@@ -354,6 +364,7 @@ def test_every_answer_carries_the_security_headers(open_context: Context) -> Non
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
     assert "unsafe" not in person.client.get("/compare").headers["content-security-policy"]
     assert person.client.get("/api/state").headers["cache-control"] == "no-store"
+    assert person.client.get("/screen/compare.js").headers["cache-control"] == "no-cache"
 
 
 def test_documentation_of_the_api_is_not_served(open_context: Context) -> None:

@@ -57,6 +57,7 @@ def test_the_numbers_are_those_of_the_answers(context: Context) -> None:
     assert found.people["left"]["share"] == 7 / 12
     assert (found.with_ties["items"], found.with_ties["percent"]) == (6, 5 / 6)
     told = data_view.shown(found)
+    assert "12 pairs, 1 like<" in told
     assert "Krippendorff" in told and "human:ada" in told and "58%" in told and "2.00" in told
 
 

@@ -12,11 +12,16 @@ import pytest
 from PIL import Image
 from tabs_session import Noise
 
+from visfeedback import store
 from visfeedback.app import board_rounds as rounds
 from visfeedback.app.board_sessions import Sessions
 from visfeedback.app.context import Context
+from visfeedback.app.data_view import overview
+from visfeedback.app.train_pairs import count
 from visfeedback.plugins import InputError
 from visfeedback.preferences.pairs import pairs_from_feedback
+from visfeedback.store import transfer
+from visfeedback.types.records import Feedback
 
 ADA, BOB = "human:ada", "human:bob"
 
@@ -98,7 +103,26 @@ def test_likes_teach_as_all_feedback_does(context: Context, sessions: Sessions) 
         sessions.mark(ADA, session.id, 0, place, value)
     found, dropped = pairs_from_feedback(context.store.feedback(), criterion="overall")
     assert [one.winner for one in found] == [session.rounds[0].sample_ids[0]] * 2
-    assert dropped == {"text": 1, "tie": 1}
+    assert dropped == {"tie": 1}
+
+
+def test_what_was_drawn_is_nobodys_answer(context: Context, sessions: Sessions, tmp_path: Path) -> None:
+    """Three rounds, one like, and a text that somebody wrote: two answers in every count; the notes of what was drawn
+    still travel with the store."""
+    session = begin(context)
+    sessions.mark(ADA, session.id, 0, 0, 1)
+    for number in range(2):
+        session = sessions.next(ADA, session.id, number)
+    words = Feedback(id="words", kind="text", judge=BOB, prompt_id=session.prompt.id, note="too dark",
+                     sample_ids=session.rounds[0].sample_ids[:1])  # fmt: skip
+    context.store.add_feedback([words])
+    assert context.store.stats()["by_kind"] == {"like": 1, "text": 1}
+    assert overview(context.store).kinds == {"like": 1, "text": 1}
+    assert count(context.store).answers == 2
+    transfer.export_file(context.store, tmp_path / "all.jsonl", "jsonl")
+    with store.open(f"sqlite:///{tmp_path}/again.db") as other:
+        transfer.import_file(other, tmp_path / "all.jsonl", "jsonl")
+        assert len(Sessions(other, context.rounds).find(ADA, session.id).rounds) == 3  # type: ignore[arg-type]
 
 
 def test_sessions_are_ones_own(context: Context, sessions: Sessions) -> None:

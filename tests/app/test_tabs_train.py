@@ -22,7 +22,7 @@ from visfeedback.app import train_presets, train_runs, train_view
 from visfeedback.app.board_wiring import Wires
 from visfeedback.app.context import Context
 from visfeedback.app.train_jobs import Job
-from visfeedback.app.train_pairs import FEWEST, Counter, count
+from visfeedback.app.train_pairs import FEWEST, Counter, Ready, count
 from visfeedback.app.train_presets import Knobs
 from visfeedback.app.train_runs import Judging, TrainRun
 from visfeedback.plugins import InputError
@@ -246,6 +246,18 @@ def test_too_few_pairs_are_said_in_one_line(context: Context) -> None:
         train.start(context, "x", 2, 60, 4)
     assert not context.runs.exists()
     assert "1 more pair with a clear winner" in train.readiness(context)
+
+
+@pytest.mark.parametrize(("pairs", "words"), [(199, "Expect little"), (200, "a small gain"), (1000, "")])
+def test_the_page_promises_no_more_than_the_pairs_hold(pairs: int, words: str) -> None:
+    told = Ready(pairs=pairs, prompts=50, answers=1500).sentence
+    assert told.startswith(f"{pairs:,} usable pairs over 50 prompts, from 1,500 answers.")
+    assert told.count("Expect") == bool(words) and words in told
+
+
+def test_before_the_first_run_the_page_says_what_a_run_is(context: Context) -> None:
+    changed, _ = train.look(context, None, {})
+    assert "No run yet" in changed["progress"]
 
 
 def test_counting_goes_on_when_something_is_said(context: Context) -> None:

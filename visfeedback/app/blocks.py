@@ -44,11 +44,10 @@ def make(context: Context, tabs: Iterable[Any] | None = None) -> gr.Blocks:
 
 
 def mount(app: FastAPI, context: Context, tabs: Iterable[Any] | None = None) -> None:
-    """At the root, behind our own routes. Nobody's files are open but what the app itself wrote."""
-    written = [context.folder / "exports", context.runs]
+    """At the root, behind our own routes. Nobody's files are open but the archives that the app wrote to be fetched."""
     gr.mount_gradio_app(
         app, make(context, tabs), path="/", show_error=False, ssr_mode=False, enable_monitoring=False, pwa=False,
-        max_file_size=f"{context.settings.upload_mib}mb", allowed_paths=[str(path) for path in written],
+        max_file_size=f"{context.settings.upload_mib}mb", allowed_paths=[str(context.folder / "exports")],
         footer_links=[], theme=theme(), css_paths=pages.STATIC / "gradio.css", head=HEAD,
     )  # fmt: skip
 

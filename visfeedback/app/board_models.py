@@ -33,6 +33,7 @@ FEW = 30
 MOST_TIMES = 50
 """a forecast beyond so many times the votes there are is no forecast"""
 Z = 1.96
+TO_DO = "Train a run and let people compare it blindly, or start with visfeedback collect --adapter."
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def sentence(found: Board, name: Callable[[str], str]) -> tuple[str, str]:
     if found.models > MOST_MODELS:
         return "plain", f"{found.models:,} models are too many to rank; at most {MOST_MODELS}."
     if found.models < 2 or found.fitted is None:
-        return "plain", "No votes between two models yet: images of at least two have to be compared."
+        return "plain", f"No votes between two models yet. {TO_DO}"
     first, second = found.rows[0]["model"], found.rows[1]["model"]
     if found.votes < FEW:
         return "plain", f"Too few votes to say who is ahead: {basis}; about {FEW} say a little, some hundreds a lot."

@@ -32,6 +32,7 @@ AGREEMENT = {
     "alpha": "Krippendorff's alpha", "alpha_ordinal": "Alpha, ties between the sides", "fleiss": "Fleiss' kappa",
     "cohen_mean": "Cohen's kappa, mean over pairs of people",
 }  # fmt: skip
+PLURALS = {"best": "best of several", "words": "word marks", "region": "region marks"}
 MARKS = {"tie": "a tie", "both_bad": "both bad", "skip": "skipped", "flag": "flagged"}
 
 
@@ -47,12 +48,10 @@ class Overview:
 
 
 def overview(store: Store) -> Overview:
-    """One pass over standing feedback; records of what was drawn in sessions are no judgements."""
+    """One pass over standing feedback."""
     people, with_ties, decided = People(), Answers(), Answers(ties=False)
     kinds, choices = Counter[str](), Counter[str]()
     for record in store.feedback():
-        if record.criterion == CRITERION:
-            continue
         kinds[record.kind] += 1
         choices[record.choice or ""] += 1
         for listener in (people, with_ties, decided):
@@ -98,7 +97,8 @@ def _headlines(found: Overview) -> tuple[Number, ...]:
 
 
 def _kinds(kinds: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1]))
+    ordered = sorted(kinds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{count:,} {kind if count == 1 else PLURALS.get(kind, f'{kind}s')}" for kind, count in ordered)
 
 
 def agreement(found: Overview) -> Table:

@@ -169,6 +169,8 @@ class Guard:
                 headers.setdefault("content-security-policy", STRICT if ours else GRADIO)
                 if request.url.path.startswith("/api/"):
                     headers["cache-control"] = "no-store"
+                elif request.url.path.startswith("/screen/"):  # modules of two versions shall not meet in a browser
+                    headers["cache-control"] = "no-cache"
                 if message["status"] < 400 and self.people.users is None and self._is_page(request):
                     self._name_guest(request, headers)
             await send(message)

@@ -10,7 +10,7 @@ does, has the same face and takes longer), and what a session is. Sessions live 
   tombstone.
 
 One may go back to any round and go on from there: rounds are a tree, and only what was liked on the way counts.
-May import: types.records, plugins.
+May import: types.records, store, plugins.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from typing import Any, Protocol
 from pydantic import Field, field_validator
 
 from visfeedback.plugins import InputError
+from visfeedback.store.core import ROUND
 from visfeedback.types.records import Frozen, Prompt, Sample
 
-CRITERION = "rounds"
-"""of the records that say what was drawn"""
+CRITERION = ROUND
+"""of the records that say what was drawn; the store keeps them apart from what people said"""
 
 
 class Wish(Frozen):

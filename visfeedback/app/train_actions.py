@@ -19,12 +19,14 @@ from visfeedback.app import train_presets, train_runs, train_view
 from visfeedback.app.board_wiring import FAST, SLOW
 from visfeedback.app.context import Context
 from visfeedback.app.train_jobs import Job
-from visfeedback.app.train_pairs import Counter, Ready
+from visfeedback.app.train_pairs import EXPECT, Counter, Ready
 from visfeedback.app.train_runs import Judging, TrainRun
 from visfeedback.plugins import InputError
 
-HELD_OUT = 64
-"""prompts of a world that base and tuned are compared on"""
+HELD_OUT = 256
+"""prompts of a world that base and tuned are compared on: with two images each the interval is about 3 points wide on
+each side, where what a few hundred answers teach can be seen"""
+NO_RUN = "No run yet. A run goes on when this page is closed; it can be stopped, resumed and judged at any time."
 
 Seen = dict[str, str]
 """part of the page -> what it was drawn from; a part is drawn again when that has changed"""
@@ -66,7 +68,8 @@ def readiness(context: Context) -> str:
         train_presets.preset_for(base)
     except InputError as error:
         return html.page(html.say(str(error), "bad"))
-    return html.page(html.say(found.missing) if found.missing else html.say(f"{base}: {found.sentence}", "good"))
+    tone = "good" if found.pairs >= min(EXPECT) else "plain"
+    return html.page(html.say(found.missing) if found.missing else html.say(f"{base}: {found.sentence}", tone))
 
 
 def suggestions(context: Context) -> dict[str, Any]:
@@ -164,7 +167,8 @@ def parts(context: Context, run: TrainRun) -> dict[str, Part]:
 
 def nothing(context: Context) -> dict[str, Part]:
     """The same parts before there is a run."""
-    empty = {key: Part("none", lambda: "") for key in ("progress", "curves", "pictures", "verdict")}
+    empty = {key: Part("none", lambda: "") for key in ("curves", "pictures", "verdict")}
+    empty["progress"] = Part("none", lambda: html.page(html.say(NO_RUN)))
     hidden = {key: Part("none", lambda: gr.update(visible=False)) for key in ("code", "download")}
     off = {key: Part("none", lambda: gr.update(interactive=False)) for key in ("stop", "resume", "compare")}
     shown = context.generator is not None

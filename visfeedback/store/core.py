@@ -20,6 +20,8 @@ from visfeedback.store.tables import feedback, images, meta, prompts, samples
 from visfeedback.types.records import Feedback, Prompt, Sample, now, text_id
 
 CHUNK = 500  # rows handled at a time; also below every limit on bound parameters
+ROUND = "rounds"
+"""criterion of `text` records that say what a session in rounds has drawn: kept with feedback, said by nobody"""
 
 url_of = database.url_of
 
@@ -236,11 +238,15 @@ class Store:
         return str(self.image_folder.path(row.sha256, row.suffix).absolute()) if row.sha256 else ""
 
     def feedback(self, include_retracted: bool = False, judge: str | None = None) -> Iterator[Feedback]:
-        """What holds; with ``include_retracted`` also what was taken back, and the tombstones."""
+        """What was said and holds.
+
+        ``include_retracted``: every record, also what was taken back, tombstones, and notes of what was drawn.
+        """
         query = select(feedback.c.record).order_by(feedback.c.row)
         if not include_retracted:
             gone = select(feedback.c.retracts).where(feedback.c.kind == "tombstone")
             query = query.where(feedback.c.kind != "tombstone", feedback.c.id.not_in(gone))
+            query = query.where((feedback.c.kind != "text") | (feedback.c.criterion != ROUND))
         if judge is not None:
             query = query.where(feedback.c.judge == judge)
         for row in self._stream(query):

@@ -41,7 +41,11 @@ function best(screen, question) {
   const pick = (position) => () => screen.answer({ best: position }, `Image ${position + 1}`);
   return {
     stage: figures(screen, question),
-    answers: count(question.images.length).map((i) => button(`${i + 1} is best`, name(i), pick(i), { class: "main" })),
+    answers: count(question.images.length).map((i) => {
+      const words = `${i + 1} is best`;
+      const short = question.images.length > 4; // many long buttons would leave no room for the images
+      return button(short ? String(i + 1) : words, name(i), pick(i), { class: short ? "main pick" : "main", "aria-label": words });
+    }),
   };
 }
 

@@ -3,6 +3,10 @@
 
 const PAUSES = [400, 800, 1600, 3200, 6400]; // milliseconds before the next try
 
+export function pause(attempt) {
+  return new Promise((done) => setTimeout(done, PAUSES[Math.min(attempt, PAUSES.length - 1)]));
+}
+
 export class Refused extends Error {
   constructor(status, message) {
     super(message);
@@ -34,7 +38,7 @@ export class Link {
       } catch (error) {
         if (error instanceof Refused && error.status !== 429 && error.status < 500) throw error;
         this.trouble(error.status === 429 ? "Going a little slower…" : "No connection. Your answers are kept and sent when it is back.");
-        await new Promise((done) => setTimeout(done, PAUSES[Math.min(attempt, PAUSES.length - 1)]));
+        await pause(attempt);
       }
     }
   }
@@ -49,7 +53,9 @@ export class Link {
       options.headers = { "content-type": "application/json" };
       options.body = JSON.stringify(body);
     }
-    const answer = await fetch(new URL(path, this.base), options);
+    const answer = await fetch(new URL(path, this.base), options).catch(() => {
+      throw new Error("The server does not answer. Is it still running, and are you online?");
+    });
     if (answer.ok) return answer.json();
     const said = await answer.json().catch(() => ({}));
     throw new Refused(answer.status, said.error || `the server answered ${answer.status}`);

@@ -104,7 +104,10 @@ export function marks(figure, screen) {
   const round = (value) => Math.round(value * 10000) / 10000;
   return {
     list,
-    add: () => add().element.focus(),
+    add: () => { // by keys: not on top of the one before
+      const shift = 0.05 * (all.length % 9);
+      add(0.2 + shift, 0.2 + shift).element.focus();
+    },
     removeLast: () => all.length && remove(all[all.length - 1]),
     regions: () => all.map(({ x, y, width, height, label }) => ({ x: round(x), y: round(y), width: round(width), height: round(height), label })),
   };

@@ -20,7 +20,10 @@ from visfeedback.app.context import Context
 
 NAME = "Train"
 ORDER = 20
-ABOUT = "Base and tuned model draw prompts that were not trained on, with the same seeds; a judge says which is better."
+ABOUT = (
+    "Base and tuned model draw prompts that were not trained on, with the same seeds; a judge says which is better. "
+    "Small gains need many pictures to be seen: with 512 on each side, 54% is told from chance, with 128 it is not."
+)
 
 
 def build(context: Context) -> None:
@@ -47,11 +50,14 @@ def _knobs(given: dict[str, Any]) -> tuple[list[Any], Any]:
     """Name, steps, beta, rank; and the button."""
     with gr.Row():
         fields = [
-            gr.Textbox(given["name"], label="Name of the run", max_length=64, elem_id="train-name", min_width=140),
-            gr.Number(given["steps"], label="Steps", precision=0, elem_id="train-steps", min_width=100),
-            gr.Number(given["beta"], label="Beta: smaller learns more", elem_id="train-beta", min_width=140,
-                      info="and drifts further from the base model"),
-            gr.Number(given["rank"], label="Rank of the LoRA", precision=0, elem_id="train-rank", min_width=100),
+            gr.Textbox(given["name"], label="Name of the run", max_length=64, elem_id="train-name", min_width=140,
+                       info="letters, digits, - and _"),
+            gr.Number(given["steps"], label="Steps", precision=0, elem_id="train-steps", min_width=140,
+                      info="more: learns more, drifts more"),
+            gr.Number(given["beta"], label="Beta", elem_id="train-beta", min_width=140,
+                      info="smaller: learns more, drifts more"),
+            gr.Number(given["rank"], label="Rank of the LoRA", precision=0, elem_id="train-rank", min_width=140,
+                      info="larger: more to learn with"),
         ]  # fmt: skip
         begin = gr.Button("Train", variant="primary", elem_id="train-start", elem_classes="vf-go", min_width=120)
     return fields, begin

@@ -70,12 +70,13 @@ class _Buffer:
 
     def __init__(self, writer: Any, schema: pa.Schema) -> None:
         self.writer, self.schema = writer, schema
+        self.heavy = [field.name for field in schema if "binary" in str(field.type)]
         self.rows: list[dict[str, Any]] = []
         self.held = 0
 
     def __call__(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        self.held += sum(_weight(cell) for cell in row.values())
+        self.held += sum(_weight(row.get(name)) for name in self.heavy)
         if len(self.rows) >= ROWS or self.held >= BYTES:
             self.flush()
 

@@ -42,18 +42,23 @@ def write(store: Store, path: Path, people: People | None = None) -> dict[str, A
     folder = ImageFolder(path.with_suffix(".images"))
     with open_atomic(path) as file:
         file.write(json.dumps({"visfeedback": LAYOUT}) + "\n")
-        for name, record in _everything(store, folder, people or keep):
+        for name, text in _everything(store, folder, people or keep):
             counts[name] += 1
-            file.write(f'{{"{name}": {record.model_dump_json()}}}\n')
+            file.write(f'{{"{name}": {text}}}\n')
     return counts | {"dropped": {}}
 
 
-def _everything(store: Store, folder: ImageFolder, people: People) -> Iterator[tuple[str, Prompt | Sample | Feedback]]:
-    yield from (("prompt", prompt) for prompt in store.prompts())
-    yield from (("sample", carry_image(sample, folder)) for sample in store.samples(with_image=False))
-    for record in store.feedback(include_retracted=True):
-        name = people(record.judge)
-        yield "feedback", record if name == record.judge else record.model_copy(update={"judge": name})
+def _everything(store: Store, folder: ImageFolder, people: People) -> Iterator[tuple[str, str]]:
+    """Kinds of records and their JSON; feedback goes out as it is kept, because there are millions of it."""
+    yield from (("prompt", prompt.model_dump_json()) for prompt in store.prompts())
+    yield from (("sample", carry_image(sample, folder).model_dump_json()) for sample in store.samples(with_image=False))
+    for text in store.feedback_json():
+        yield "feedback", text if people is keep else _renamed(text, people)
+
+
+def _renamed(text: str, people: People) -> str:
+    record = Feedback.model_validate_json(text)
+    return record.model_copy(update={"judge": people(record.judge)}).model_dump_json()
 
 
 def carry_image(sample: Sample, folder: ImageFolder) -> Sample:

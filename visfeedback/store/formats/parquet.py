@@ -113,7 +113,7 @@ def read(path: Path, store: Store) -> dict[str, Any]:
     for part in chunks(_records(path / "prompts.parquet", Prompt), STEP):
         store.add_prompts(record for _, record in part)
         counts["prompt"] += len(part)
-    counts |= _items.add(store, rows(path / "samples.parquet", ("image", "record")), _drawn)
+    counts |= _items.add(store, rows(path / "samples.parquet", ("image", "record"), only=True), _drawn)
     counts["feedback"] = 0
     for part in chunks(_records(path / "feedback.parquet", Feedback), STEP):
         counts["feedback"] += store.add_feedback(record for _, record in part)
@@ -130,7 +130,7 @@ def _drawn(row: Row) -> _items.Item:
 
 
 def _records(path: Path, model: type[Model]) -> Iterator[tuple[Row, Model]]:
-    for row in rows(path, ("record",)):
+    for row in rows(path, ("record",), only=True):
         yield row, _record(row, model)
 
 
