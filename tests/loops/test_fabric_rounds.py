@@ -7,19 +7,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from visfeedback import config
+from visfeedback import config, shapes
+from visfeedback import prompts as sources
 from visfeedback.loops import _journal, fabric_rounds
+from visfeedback.loops._rounds_measures import measure
+from visfeedback.loops._rounds_pictures import CELL, GAP, sheet, strip
 from visfeedback.loops._rounds_summary import of_prompt
+from visfeedback.loops._rounds_targets import hidden
 from visfeedback.loops._users import UserSettings, invite
 from visfeedback.loops.fabric_rounds import Settings, dropped, run
 from visfeedback.plugins import InputError
+from visfeedback.sampling.generate import derive_seed
 from visfeedback.types.files import read_jsonl
 from visfeedback.types.records import Prompt
 
-PRESET = Path(__file__).parents[2] / "configs" / "loops" / "fabric_rounds_shapes.toml"
+PRESETS = Path(__file__).parents[2] / "configs" / "loops"
 
 
 @pytest.fixture
@@ -56,6 +62,8 @@ def test_every_arm_draws_the_same_seeds_and_likes_accumulate(settings: Settings,
         assert row.preferences[row.files.index(row.liked[0])] == best if best > worst else True
         assert (row.to_liked is None) == (number == 0)
         assert row.diversity is not None
+        assert row.from_target is None
+        assert bool(row.picked) == (len(row.files) == 3)
     first = [found["a circle", arm, 0] for arm in ("fabric", "none")]
     pictures = [[opened(tmp_path / name).tobytes() for name in row.files] for row in first]
     assert pictures[0] == pictures[1]
@@ -63,7 +71,7 @@ def test_every_arm_draws_the_same_seeds_and_likes_accumulate(settings: Settings,
     assert summary["passes_per_round"] == [0, 4, 4]
     assert json.loads((tmp_path / "summary.json").read_text())["n_prompts"] == 2
     page = (tmp_path / "report.html").read_text()
-    assert "Preference, FABRIC over none" in page
+    assert "Preference, FABRIC over no feedback" in page
     assert "round 2" in page
 
 
@@ -154,7 +162,100 @@ def test_dropped_words_are_seeded_and_one_is_left() -> None:
     assert dropped(text, 1.0, 1) in text.split()
 
 
-def test_the_preset_is_whole() -> None:
-    preset = config.build(Settings, config.read_toml(PRESET), str(PRESET))
-    assert preset.user.tastes == {"big": 1.0, "dark": 1.0, "warm": 1.0}
+def test_hidden_images_of_a_world_show_the_prompt_and_are_its_own() -> None:
+    """The renderer fills in what the prompt leaves open: the verifier finds the prompt right; one seed, one image."""
+    asked = sources.load("shapes:heldout:8")
+    user, again, other = (hidden("shapes", seed, pytest.fail) for seed in (0, 0, 1))
+    for prompt in asked:
+        assert shapes.verifier().verify(prompt.text, user(prompt)).right
+        assert user(prompt).tobytes() == again(prompt).tobytes() != other(prompt).tobytes()
+    with pytest.raises(InputError, match="cannot read the prompt 'a dog'"):
+        user(Prompt.of("a dog"))
+
+
+def test_hidden_images_from_files_and_from_the_model(tmp_path: Path) -> None:
+    """The first image with the prompt's text; the model's own comes from a seed of no round."""
+    for name, colour in (("a", "red"), ("b", "blue")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("a circle")
+    user = hidden(str(tmp_path), 0, pytest.fail)
+    assert user(Prompt.of("a circle")).getpixel((0, 0)) == (255, 0, 0)
+    with pytest.raises(InputError, match="has no image of 'a square'"):
+        user(Prompt.of("a square"))
+    with pytest.raises(InputError, match=r"no user\.targets 'nowhere'; expected model, shapes"):
+        hidden("nowhere", 0, pytest.fail)
+    seeds: list[int] = []
+    hidden("model", 0, lambda prompt, seed: seeds.append(seed) or Image.new("RGB", (8, 8)))(Prompt.of("a circle"))
+    assert seeds[0] not in [derive_seed(0, Prompt.of("a circle").id, number) for number in range(64000)]
+
+
+def test_a_run_towards_hidden_images(settings: Settings, tmp_path: Path) -> None:
+    """Each is kept beside the rounds and shown; of the best of n, what it shows is measured, too."""
+    goals, out = tmp_path / "goals", tmp_path / "out"
+    goals.mkdir()
+    for name in ("a circle", "two squares"):
+        Image.new("RGB", (32, 24), "red").save(goals / f"{name}.png")
+        (goals / f"{name}.txt").write_text(name)
+    user = UserSettings(kind="target", name="shapes_clip", targets=str(goals))
+    with pytest.raises(InputError, match="no image of"):
+        run(settings.model_copy(update={"user": user, "data": fabric_rounds.Data(prompts=("a cross",))}), out, False)
+    shutil.rmtree(out)
+    summary = run(settings.model_copy(update={"user": user}), out, False)
+    assert len(list((out / "images" / "target").iterdir())) == 2
+    assert all(row.from_target is not None and 0 <= row.from_target <= 1 for row in rows(out))
+    arms = summary["arms"]
+    assert [found["from_target"] is None for found in arms["best_of_n"]] == [False, False, False]
+    assert arms["best_of_n"][2]["diversity"] != arms["none"][2]["diversity"]
+    assert arms["best_of_n"][0]["diversity"] == arms["none"][0]["diversity"]
+    page = (out / "report.html").read_text()
+    assert "hidden image" in page
+    assert "a hidden image of each prompt, compared by shapes_clip" in page
+    assert 1000 < (out / "rounds.jpg").stat().st_size < 60_000
+
+
+class Colours:
+    """Features that are the mean colour."""
+
+    def __call__(self, images: Any) -> np.ndarray:
+        means = np.stack([np.asarray(image, float).mean(axis=(0, 1)) for image in images])
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
+def test_measures_of_a_round(tmp_path: Path) -> None:
+    """Red and green: RMS difference sqrt(2/3), cosine 0. From a red hidden image of another size: 0 and sqrt(2/3), mean
+    .408. Likeness to a liked red one: cosines 1 and 0, mean 1/2; nothing was disliked."""
+    red, green = Image.new("RGB", (8, 8), (255, 0, 0)), Image.new("RGB", (8, 8), (0, 255, 0))
+    red.save(tmp_path / "red.png")
+    journal, prompt = _journal.Journal(tmp_path), Prompt.of("a circle")
+    journal.add(_journal.Round(prompt_id=prompt.id, prompt="a circle", arm="fabric", round=0, files=("red.png",),
+                               seeds=(1,), preferences=(1.0,), liked=("red.png",)))  # fmt: skip
+    features: Any = Colours()
+    found = measure([red, green], prompt, 1, tmp_path, journal, features, red.resize((16, 12)))
+    expected = {"diversity": (2 / 3) ** 0.5, "alike": 0.0, "to_liked": 0.5, "from_target": (2 / 3) ** 0.5 / 2}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert found["to_disliked"] is None
+    alone = measure([red], prompt, 0, tmp_path, journal, features, None)
+    assert (alone["diversity"], alone["alike"], alone["to_liked"]) == (None, None, None)
+    assert "from_target" not in alone
+
+
+def test_pictures_of_rounds() -> None:
+    """Small images grow by whole numbers (140 // 64 = 2), a liked one has a green frame, a disliked one a red one."""
+    images = [Image.new("RGB", (64, 64), "black")] * 3
+    page = sheet(images, [1, 0, -1])
+    assert page.size == (2 * 128 + GAP, 2 * 128 + GAP)
+    corner: list[Any] = [page.getpixel(place) for place in ((0, 0), (128 + GAP, 0), (0, 128 + GAP))]
+    assert corner[0][1] > corner[0][0]
+    assert corner[1] == (0, 0, 0)
+    assert corner[2][0] > corner[2][1]
+    assert max(sheet([Image.new("RGB", (1024, 512))], [0]).size) == CELL
+    two = strip([("a circle", [page, page]), ("a square", [page])], ["round 0", "round 1"])
+    assert two.width > two.height / 2 > 100
+
+
+@pytest.mark.parametrize("name", ["rounds", "target"])
+def test_the_presets_are_whole(name: str) -> None:
+    path = PRESETS / f"fabric_{name}_shapes.toml"
+    preset = config.build(Settings, config.read_toml(path), str(path))
+    assert preset.user.kind == {"rounds": "tastes", "target": "target"}[name]
     assert len(preset.data.prompts) == 12

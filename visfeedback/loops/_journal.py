@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from visfeedback import config
 from visfeedback.plugins import InputError
@@ -40,6 +40,12 @@ class Round(Frozen):
     to_disliked: float | None = None
     diversity: float | None = None
     """mean RMS difference between the round's images, in [0, 1]"""
+    alike: float | None = None
+    """mean cosine between the round's images"""
+    from_target: float | None = None
+    """mean RMS difference of pixels between the round's images and the hidden one, in [0, 1]"""
+    picked: dict[str, float | None] = Field(default_factory=dict)
+    """of the images that best_of_n shows: the measures above, from to_liked on"""
     passes: int = 0
     """reference images that went through the denoiser"""
     seconds: float = 0.0

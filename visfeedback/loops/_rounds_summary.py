@@ -11,7 +11,9 @@ from visfeedback.loops._journal import Round
 if TYPE_CHECKING:
     from visfeedback.loops.fabric_rounds import Settings
 
-MEASURES = ("preference", "met", "best_so_far", "right", "to_liked", "to_disliked", "diversity")
+MEASURES = (
+    "preference", "met", "best_so_far", "right", "from_target", "to_liked", "to_disliked", "diversity", "alike",
+)  # fmt: skip
 
 
 def summarise(rows: Sequence[Round], settings: Settings, prompts: int) -> dict[str, Any]:
@@ -44,13 +46,16 @@ def of_prompt(rows: Sequence[Round], arm: str, name: str, number: int, settings:
     return found
 
 
+def best(preferences: Sequence[float], count: int) -> list[int]:
+    """Places of the ``count`` most preferred images, the most preferred first."""
+    return sorted(range(len(preferences)), key=lambda k: -preferences[k])[:count]
+
+
 def _value(history: Sequence[Round], arm: str, name: str, settings: Settings) -> float | None:
     row, count = history[-1], settings.loop.images
 
     def shown(of: Round) -> list[int]:
-        everything = range(len(of.files))
-        picked = sorted(everything, key=lambda k: -of.preferences[k]) if arm == "best_of_n" else list(everything)
-        return picked[:count]
+        return best(of.preferences, count) if arm == "best_of_n" else list(range(len(of.files)))[:count]
 
     measures: dict[str, Callable[[], float | None]] = {
         "preference": lambda: _mean([row.preferences[k] for k in shown(row)]),
@@ -60,7 +65,7 @@ def _value(history: Sequence[Round], arm: str, name: str, settings: Settings) ->
     }
     if name in measures:
         return measures[name]()
-    return None if arm == "best_of_n" else getattr(row, name)
+    return row.picked.get(name) if arm == "best_of_n" and len(row.files) > count else getattr(row, name)
 
 
 def _mean(values: Sequence[float]) -> float:

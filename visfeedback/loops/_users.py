@@ -33,6 +33,10 @@ class UserSettings(Frozen):
     """the world, or the reward: NAME[:VARIANT][@PATH]; for target the reward whose features say how alike images are"""
     tastes: dict[str, float] = Field(default={"big": 1.0, "dark": 1.0, "warm": 1.0}, min_length=1)
     """for tastes: what is liked, with weights; they share 1, so that a preference lies in [0, 1]"""
+    targets: str = "model"
+    """for target, where the hidden images come from: model = its own, of a seed that no round has; a world such as
+    shapes = its renderer, which fills in by chance what the prompt leaves open; else a folder or a .jsonl list of
+    images with their prompts"""
     met: float = 0.5
     """an image of at least this preference meets the user's wish"""
 

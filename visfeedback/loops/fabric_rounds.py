@@ -1,6 +1,6 @@
 """FABRIC in rounds: draw, let a user like and dislike, draw again along what was liked; beside three baselines.
 
-Paper: von Ruette et al. 2023, arXiv 2307.10159, section 5: feedback of a preference model, and of a hidden target, over
+Paper: von Rütte et al. 2023, arXiv 2307.10159, section 5: feedback of a preference model, and of a hidden target, over
 rounds. Each round likes the images the user prefers most and dislikes those preferred least; all accumulate.
 Arms, with the same seeds in each round:
 
@@ -29,9 +29,10 @@ from pydantic import Field
 from visfeedback import prompts as sources
 from visfeedback import rewards
 from visfeedback.backbones.load import Dtype, load_pipeline
-from visfeedback.evaluation.statistics import spread
 from visfeedback.loops import _rounds_page, _rounds_summary
 from visfeedback.loops._journal import Journal, Round, claim
+from visfeedback.loops._rounds_measures import Measured, measure, opened
+from visfeedback.loops._rounds_targets import hidden
 from visfeedback.loops._users import Features, UserSettings, invite
 from visfeedback.plugins import split_reference, world
 from visfeedback.sampling.fabric.session import FabricSession
@@ -103,6 +104,7 @@ def run(settings: Settings, out: Path, resume: bool, progress: Progress = silent
     asked = list({prompt.id: prompt for source in settings.data.prompts for prompt in sources.load(source)}.values())
     claim(out, settings, resume)
     program = Program(settings, out)
+    program.think_of(asked)
     arms = sorted(settings.loop.arms, key=("fabric", "none", "prompt_dropout").index)  # others look at fabric's likes
     with progress("rounds", len(asked) * len(arms) * settings.loop.rounds) as advance:
         for prompt in asked:
@@ -124,18 +126,19 @@ class Program:
         device = str(self.pipe.device)
         self.drawing = resolve(settings.generate, self.pipe)
         self.features = Features(rewards.load(settings.loop.similarity, device))
-        self.wish = invite(settings.user, self.target, device)
-        self._targets: dict[str, Image.Image] = {}
+        self.wish = invite(settings.user, lambda prompt: self.targets[prompt.id], device)
+        self.targets: dict[str, Image.Image] = {}
+        """hidden images by prompt id; empty for users without one"""
 
-    def target(self, prompt: Prompt) -> Image.Image:
-        """The hidden image of a prompt: the model's own, from a seed of its own."""
-        if prompt.id not in self._targets:
-            [self._targets[prompt.id]] = self.draw(prompt, [prompt.text], [derive_seed(self._seed, prompt.id, -1)])
-        return self._targets[prompt.id]
-
-    @property
-    def _seed(self) -> int:
-        return self.settings.loop.seed
+    def think_of(self, asked: Sequence[Prompt]) -> None:
+        """The hidden images, before work begins: one that is missing is an error at once."""
+        if self.settings.user.kind == "target":
+            user = hidden(self.settings.user.targets, self.settings.loop.seed,
+                          lambda prompt, seed: self.draw(prompt, [prompt.text], [seed])[0])  # fmt: skip
+            for prompt in asked:
+                file = self.out / _rounds_page.TARGET.format(prompt.id)
+                self.targets[prompt.id] = opened(file) if file.is_file() else user(prompt)
+                self._save(self.targets[prompt.id], _rounds_page.TARGET.format(prompt.id))
 
     def draw(self, prompt: Prompt, texts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         return render(self.pipe, texts, seeds, settings=self.drawing, negatives=[prompt.negative] * len(texts))
@@ -175,7 +178,8 @@ class Program:
             prompt_id=prompt.id, prompt=prompt.text, arm=arm, round=number, files=files, seeds=tuple(seeds),
             preferences=tuple(map(float, wishes)), right=self._right(prompt, images), liked=tuple(liked),
             disliked=tuple(disliked), **self._measures(prompt, images[: loop.images], number),
-            passes=session.passes - before, seconds=seconds,
+            picked=self._picked(prompt, images, wishes, number), passes=session.passes - before,
+            seconds=seconds,
         ))  # fmt: skip
 
     def _count(self, prompt: Prompt, arm: Arm, number: int) -> int:
@@ -199,17 +203,16 @@ class Program:
         verifier = world(place).verifier()
         return tuple(verifier.verify(prompt.text, image).right for image in images)
 
-    def _measures(self, prompt: Prompt, images: Sequence[Image.Image], number: int) -> dict[str, float | None]:
-        """Diversity, and likeness to what the fabric arm has liked and disliked in the rounds before."""
-        before = [self.journal.get(prompt.id, "fabric", earlier) for earlier in range(number)]
-        mine = self.features(images)
-        found: dict[str, float | None] = {}
-        for side in ("liked", "disliked"):
-            names = [name for row in before if row for name in getattr(row, side)]
-            theirs = self.features([Image.open(self.out / name).convert("RGB") for name in names]) if names else None
-            found[f"to_{side}"] = None if theirs is None else float((mine @ theirs.T).mean())
-        found["diversity"] = spread(np.stack([np.asarray(image, np.float32) / 255 for image in images]))
-        return found
+    def _measures(self, prompt: Prompt, images: Sequence[Image.Image], number: int) -> Measured:
+        target = self.targets.get(prompt.id)
+        return measure(images, prompt, number, self.out, self.journal, self.features, target)
+
+    def _picked(self, prompt: Prompt, images: Sequence[Image.Image], wishes: Sequence[float], number: int) -> Measured:
+        """The same of the images that best_of_n shows, where there are more to choose from."""
+        count = self.settings.loop.images
+        if len(images) <= count:
+            return {}
+        return self._measures(prompt, [images[k] for k in _rounds_summary.best(wishes, count)], number)
 
 
 def dropped(text: str, share: float, seed: int) -> str:

@@ -1,6 +1,6 @@
 """FABRIC: liked and disliked images steer a diffusers pipeline through its self-attention, without training.
 
-Paper: von Ruette et al. 2023, "FABRIC: Personalizing Diffusion Models with Iterative Feedback", arXiv 2307.10159.
+Paper: von Rütte et al. 2023, "FABRIC: Personalizing Diffusion Models with Iterative Feedback", arXiv 2307.10159.
 The references pass through the denoiser, noised to the step at hand; their keys and values are kept, and the images
 being drawn attend to them beside their own: the liked ones in the positive branch, the disliked ones in the negative::
 

@@ -53,11 +53,17 @@ def attention_layers(family: Family, denoiser: nn.Module, patterns: Sequence[str
     layers = family.layers(denoiser)
     if not layers:
         raise InputError(f"{name} has no self-attention of images that fabric knows; it cannot follow references")
+    if getattr(denoiser, "is_cache_enabled", False):
+        raise InputError(
+            f"{name} reuses attention between steps; call pipe.{family.PART}.disable_cache() before fabric"
+        )
     for layer in layers.values():
         if isinstance(layer.processor, FabricProcessor):
             raise InputError("this pipeline is inside a fabric block already; add images with session.like(image)")
         if getattr(layer, "fused_projections", False):
             raise InputError(f"{name} has fused projections; call pipe.unfuse_qkv_projections() before fabric")
+        if getattr(layer.processor, "_parallel_config", None) is not None:
+            raise InputError(f"{name} splits its tokens over devices; load it without parallel_config for fabric")
     for module in denoiser.modules():
         kind = type(getattr(module, "processor", None)).__name__
         if "IPAdapter" in kind:

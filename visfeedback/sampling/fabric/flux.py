@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from visfeedback.plugins import InputError
+from visfeedback.sampling.fabric.latents import encode
 from visfeedback.sampling.fabric.processors import FabricProcessor, heads, refuse_mask
 from visfeedback.sampling.fabric.seen import (
     Arguments,
@@ -127,13 +129,8 @@ def own_text(arguments: Arguments, row: int) -> Text:
 
 
 def reference_arguments(pipe: Any, arguments: Arguments, latents: Tensor, t: Tensor, text: Text) -> Arguments:
-    count, channels, height, width = latents.shape
-    packed = pipe._pack_latents(latents, count, channels, height, width)
-    if packed.shape[-1] != arguments["hidden_states"].shape[-1]:
-        raise InputError(
-            f"{type(pipe).__name__} draws with {arguments['hidden_states'].shape[-1]} channels; fabric knows "
-            f"{packed.shape[-1]}: plain, image-to-image, inpainting and Kontext pipelines"
-        )
+    count, _, height, width = latents.shape
+    packed = _with_mask(pipe, latents, arguments["hidden_states"].shape[-1])
     states = text["encoder_hidden_states"].to(latents)
     guidance = arguments.get("guidance")
     return {
@@ -147,6 +144,24 @@ def reference_arguments(pipe: Any, arguments: Arguments, latents: Tensor, t: Ten
         "joint_attention_kwargs": lora_scale(arguments.get("joint_attention_kwargs")),
         "return_dict": False,
     }
+
+
+def _with_mask(pipe: Any, latents: Tensor, channels: int) -> Tensor:
+    """Packed latents; FLUX Fill also wants the masked picture and a mask: here all of it is to be painted."""
+    count, depth, height, width = latents.shape
+    packed = pipe._pack_latents(latents, count, depth, height, width)
+    own, side = packed.shape[-1], pipe.vae_scale_factor
+    if channels == own:
+        return packed
+    if channels != 2 * own + 4 * side**2:
+        raise InputError(
+            f"{type(pipe).__name__} draws with {channels} channels; fabric knows {own}: plain, image-to-image, "
+            f"inpainting, ControlNet and Kontext pipelines, and {2 * own + 4 * side**2}: Fill"
+        )
+    grey = Image.new("RGB", (width * side, height * side), (127, 127, 127))
+    hidden = encode(pipe, grey, height * side, width * side).to(latents)
+    masked = repeated(pipe._pack_latents(hidden, 1, depth, height, width), count)
+    return torch.cat([packed, masked, packed.new_ones(*packed.shape[:2], 4 * side**2)], dim=-1)
 
 
 def place(denoiser: Any, key: Tensor, size: tuple[int, int], seen: Seen, positions: str) -> Tensor:

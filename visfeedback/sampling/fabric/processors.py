@@ -19,7 +19,7 @@ class FabricProcessor:
     """Base of one small class for each kind of network."""
 
     _attention_backend: Any = None
-    _parallel_config: Any = None
+    """of diffusers' dispatcher, None = the active one; ``set_attention_backend`` finds it here"""
 
     def __init__(self, original: Any) -> None:
         self.original = original
@@ -28,8 +28,8 @@ class FabricProcessor:
         """keys and values (n, M, H, D) of the image tokens of the last recorded pass"""
         self.injections: tuple[Injection, ...] = ()
         """covering all rows of the batch; empty = nothing to inject"""
-        self._attention_backend = getattr(original, "_attention_backend", None)
-        self._parallel_config = getattr(original, "_parallel_config", None)
+        own = "xformers" if type(original).__name__.startswith("XFormers") else None
+        self._attention_backend = getattr(original, "_attention_backend", own)
 
     @property
     def idle(self) -> bool:
@@ -51,7 +51,7 @@ class FabricProcessor:
 
     @property
     def _route(self) -> dict[str, Any]:
-        return {"backend": self._attention_backend, "parallel_config": self._parallel_config}
+        return {"backend": self._attention_backend}
 
 
 def refuse_mask(mask: Any) -> None:

@@ -3,9 +3,9 @@
 Published: P = softmax(q k^T / sqrt D) over own and reference keys, columns of references multiplied by w, rows
 normalised again. Since w exp(s) = exp(s + log w), this is attention with log w added to the references' scores:
 
-- ``bias``: as an additive mask, which PyTorch's, xformers' and flex kernels take;
+- ``bias``: as an additive mask, which PyTorch's kernels take;
 - ``channel``: as two more channels of queries (1, 1) and keys (log w in two parts, so that 16-bit numbers keep it),
-  for kernels that take no mask (flash, sage). Exact with any kernel.
+  for kernels that take no mask (flash, sage) or only some layouts of it (xformers). Exact with any kernel.
 
 Shapes are those of diffusers' dispatcher: (B, N, H, D). May import: torch, diffusers' attention dispatcher.
 """
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MASKED = ("native", "_native_efficient", "_native_math", "_native_cudnn", "_native_npu", "_native_xla", "xformers")
+MASKED = ("native", "_native_efficient", "_native_math", "_native_cudnn", "_native_npu", "_native_xla")
 """Back ends of diffusers' dispatcher that take an additive mask."""
 
 
@@ -61,7 +61,7 @@ def references(kept: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]) 
 def attend(query: Tensor, key: Tensor, value: Tensor, injections: Sequence[Injection], **route: Any) -> Tensor:
     """(B, Nq, H, D): every row attends to ``key`` and ``value`` (B, N, H, D) and to its injection's references.
 
-    ``injections`` cover all rows in order; ``route`` is the dispatcher's ``backend`` and ``parallel_config``.
+    ``injections`` cover all rows in order; ``route`` is the dispatcher's ``backend``.
     """
     return torch.cat([_branch(query[i.rows], key[i.rows], value[i.rows], i, **route) for i in injections])
 
