@@ -15,7 +15,7 @@ from visfeedback.training.settings import settings_for
 def test_the_method_section_has_the_methods_own_knobs():
     kind = settings_for("dpo")
     built = kind.model_validate({"method": {"name": "dpo", "beta": 7}})
-    assert built.method.model_dump() == {"name": "dpo", "beta": 7.0, "variant": "sigmoid"}
+    assert built.method.model_dump() == {"name": "dpo", "beta": 7.0, "variant": "sigmoid", "positive": 0.0}
     assert config.build(kind, __import__("tomllib").loads(config.to_toml(built)), "") == built
 
 
