@@ -246,7 +246,7 @@ class Bench:
             self.forget()
             loaded = note("ours, loading", self.load)
             note("ours, first run", lambda loaded=loaded: self.ours(loaded, self.prompts))
-            towers = [one for one in loaded if one.name in two]
+            towers = note("ours, loading two-tower rewards", lambda: self.load(two) if two else [])
             note("ours, second run, two-tower rewards", lambda towers=towers: self.ours(towers, self.others))
             if "imagereward" in o.rewards:
                 note("usual, imagereward", lambda: self.usual(["imagereward"], self.others))
@@ -346,7 +346,8 @@ def show_speed(seconds: dict[str, float]) -> None:
     print("\nspeed-up                                  with loading   without")
     load = seconds["ours, loading"]
     speed("first run, all rewards", seconds["usual, all rewards"], seconds["ours, first run"], load)
-    for kind, again in (("two-tower rewards", load), ("imagereward", 0.0)):  # one process keeps ImageReward loaded
+    towers = seconds["ours, loading two-tower rewards"]
+    for kind, again in (("two-tower rewards", towers), ("imagereward", 0.0)):  # one process keeps ImageReward loaded
         ours = seconds.get(f"ours, second run, {kind}")
         if ours is not None:
             speed(f"second run, {kind}", seconds[f"usual, {kind}"], ours, again)
