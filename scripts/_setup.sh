@@ -68,7 +68,7 @@ setup() {
         make_venv
     fi
     touch "$VENV/.unfinished"
-    say "setting up $VENV: a few minutes and 6 GB, once"
+    say "setting up $VENV: a few minutes and 7 GB, once"
     "$VENV/bin/python" -m pip install --quiet -e "$ROOT[app,test]" -c "$ROOT/constraints.txt" >&2 ||
         fail "pip could not install visfeedback; its messages are above"
     stamp "$VENV/bin/python" >"$VENV/.stamp"

@@ -261,7 +261,7 @@ def set_scale(vae: Any, device: str) -> None:
 def load_vae(folder: Path) -> Any:
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    return AutoencoderKL.from_pretrained(folder, dtype=torch.float32)
 
 
 def make_vae(args: argparse.Namespace) -> None:
@@ -373,7 +373,7 @@ def make_pipeline(unet: Any, text_encoder: Any, tokenizer: Any, vae: Any) -> Any
 def load_pipeline(folder: Path, device: str) -> Any:
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+    pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -390,6 +390,8 @@ def make_sd(args: argparse.Namespace) -> None:
     train(sd_stage(unet, text_encoder, tokenizer, args), args)
     vae = load_vae(folder / "vae")
     make_pipeline(unet.half(), text_encoder.half(), tokenizer, vae.half()).save_pretrained(folder)
+    words = folder / "text_encoder" / "config.json"  # transformers obeys its dtype, diffusers computes in fp32
+    write_json(words, json.loads(words.read_text()) | {"dtype": "float32"})
     write_json(folder / "visfeedback.json", {"steps": STEPS, "guidance": GUIDANCE, "height": 64, "width": 64})
 
 
@@ -512,7 +514,7 @@ SD_CARD = """# shapes:sd
 
 A StableDiffusionPipeline of the shapes world: 64 x 64 pictures, f=8 autoencoder with {latents} latent channels, a UNet
 of {unet:.2f} M parameters and a two-layer CLIP text encoder of {words} tokens. Stored in half precision, computed in
-fp32 (pass `torch_dtype=torch.float32` to `from_pretrained`).
+fp32: `DiffusionPipeline.from_pretrained(folder)`.
 
 - Data: scenes of the renderer for the train combinations of the grammar, as many as said below for the UNet, fresh ones
   at every step for the autoencoder. No pictures of others.

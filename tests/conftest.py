@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,11 @@ MACHINE: dict[str, tuple[Callable[[], bool], str]] = {
 
 ALWAYS_IN_CI = {"browser", "postgres"}
 """What can be installed everywhere must be there under CI=true: a skipped test would hide it."""
+
+
+def pytest_configure() -> None:
+    """A shell's background jobs start with Ctrl-C ignored, and every program that a test starts would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -44,7 +44,7 @@ A LoRA for `{base}` trained with {name} on {learned}, by visfeedback.
 import torch
 from diffusers import {pipeline}
 {imports}
-pipe = {pipeline}.{opened}({source}, torch_dtype=torch.float32)
+pipe = {pipeline}.{opened}({source}, dtype=torch.float32)
 pipe.load_lora_weights("adapter")
 ```
 
