@@ -165,7 +165,8 @@ def test_the_unconditional_branch_has_no_graph(moved, monkeypatch):
     assert graphs == [False, True]
     alone = torch.autograd.grad(predict(x, t, condition).sum(), list(moved.parameters()))
     for a, b in zip(whole, alone, strict=True):
-        torch.testing.assert_close(a, 3 * b, rtol=1e-4, atol=1e-6)
+        # Sums of many terms: what rounding leaves on a small element goes with the tensor's largest one.
+        torch.testing.assert_close(a, 3 * b, rtol=1e-4, atol=1e-6 * max(1.0, float(a.abs().max())))
     graphs.clear()
     guided(moved, x, t, condition, without, 1.0)
     assert graphs == [True], "guidance 1 is one call"
