@@ -181,7 +181,7 @@ def test_waiting_on_the_cpu_is_exact_and_8_bits_are_close(family: str, tiny: Any
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["sd3", "flux"])
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
 def test_compiled_networks(family: str, photo: Any, draw: Any) -> None:
     """Traced by dynamo: the same image as without, with all passes of references made once."""
     pipe = make(family)
