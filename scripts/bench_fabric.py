@@ -6,7 +6,8 @@
 
 First both draw the same images; then they are timed, interleaved: a batch with a fixed number of references, ours with
 an empty bank (its passes included) and with a full one; and rounds in each of which one liked and one disliked image
-come on top. Memory is that of processes of their own. Both act at every step, with the same noise of the references.
+come on top. FLOPs are counted: they say how much faster it could be. Memory is that of processes of their own. Both act
+at every step, with the same noise of the references.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from _plain_dpo import random_pipeline
 from _plain_fabric import plain_fabric
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from visfeedback.backbones.load import DTYPES, load_pipeline, pick_device
 from visfeedback.sampling.fabric.session import fabric
@@ -165,6 +167,33 @@ def rounds(pipe: Any, options: argparse.Namespace) -> dict[str, list[float]]:
     return {name: [statistics.median(column) for column in zip(*runs, strict=True)] for name, runs in seconds.items()}
 
 
+@torch.no_grad()
+def counted(pipe: Any, options: argparse.Namespace) -> dict[str, float]:
+    """GFLOP of a batch, and of all rounds."""
+    refs, many = pictures(pipe, options.references), pictures(pipe, 2 * options.rounds)
+    full = ours(pipe, refs)
+    found = {"no feedback": gflop(lambda: draw(pipe, options))}
+    for name, block in (("port", port(pipe, refs)), ("empty", full), ("full", full)):
+        with block:
+            found[name] = gflop(lambda: draw(pipe, options))
+    session, totals = ours(pipe, []), {"port, all rounds": 0.0, "ours, all rounds": 0.0}
+    for number in range(options.rounds):
+        with port(pipe, many[: 2 * number]):
+            totals["port, all rounds"] += gflop(lambda: draw(pipe, options))
+        if number:
+            session.like(many[2 * number - 2])
+            session.dislike(many[2 * number - 1])
+        with session:
+            totals["ours, all rounds"] += gflop(lambda: draw(pipe, options))
+    return found | totals
+
+
+def gflop(work: Callable[[], Any]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 1e9
+
+
 def choices(pipe: Any, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """What each way to need less memory keeps, and how far it draws from the full bank: RMS difference of the latents
     over the RMS difference that the references make at all (0 = exact, 1 = as far as without references). The yardstick
@@ -186,7 +215,7 @@ def choices(pipe: Any, options: argparse.Namespace) -> dict[str, dict[str, float
     return found
 
 
-PARTS = {"difference": parity, "seconds_per_image": batch, "rounds": rounds, "choices": choices}
+PARTS = {"difference": parity, "seconds_per_image": batch, "rounds": rounds, "gflop": counted, "choices": choices}
 
 
 def measured(name: str) -> float:
@@ -247,6 +276,13 @@ def show_rounds(found: dict[str, list[float]]) -> None:
     print(f"  all               {total['port']:>7.3f}   {total['ours']:>7.3f}   {total['port'] / total['ours']:>5.2f}x")
 
 
+def show_counted(found: dict[str, float]) -> None:
+    print("\nGFLOP, counted" + " " * 14 + "port / this")
+    for name, value in found.items():
+        old = found["port, all rounds" if name.endswith("rounds") else "port"]
+        print(f"  {name:<18}{value:>9.1f}   {old / value:>5.2f}x")
+
+
 def show_choices(found: dict[str, dict[str, float]]) -> None:
     print("\nways to keep less           MiB   passes   deviation")
     for name, row in found.items():
@@ -258,8 +294,8 @@ def show_memory(found: dict[str, float]) -> None:
 
 
 SHOWN: dict[str, Callable[[Any], None]] = {
-    "difference": show_difference, "seconds_per_image": show_seconds, "rounds": show_rounds, "choices": show_choices,
-    "memory_mib": show_memory,
+    "difference": show_difference, "seconds_per_image": show_seconds, "rounds": show_rounds, "gflop": show_counted,
+    "choices": show_choices, "memory_mib": show_memory,
 }  # fmt: skip
 
 

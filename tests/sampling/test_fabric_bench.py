@@ -27,6 +27,9 @@ def test_the_benchmark_compares_like_with_like(tmp_path: Path) -> None:
     assert difference["ours - port"] <= 1e-5 * difference["largest latent"]
     assert difference["effect"] > 1000 * difference["ours - port"]
     assert all(len(seconds) == 2 for seconds in numbers["rounds"].values())
+    gflop = numbers["gflop"]
+    assert gflop["no feedback"] < gflop["full"] < gflop["empty"] <= gflop["port"]
+    assert gflop["ours, all rounds"] < gflop["port, all rounds"]
     assert numbers["choices"]["keep=cpu"]["deviation"] == 0
     assert numbers["choices"]["bits=8"]["bank_mib"] < 0.5 * numbers["choices"]["full"]["bank_mib"]
     memory = numbers["memory_mib"]
