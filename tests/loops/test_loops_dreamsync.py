@@ -114,4 +114,6 @@ def test_judges_that_cannot_judge_are_one_line_before_anything_is_drawn(tiny_sd,
 
 def test_the_preset_fits_the_program():
     chosen = config.build(Settings, config.read_toml(PRESET), str(PRESET))
-    assert chosen.loop.rounds == 3 and chosen.filter.faithful_from == 0.9
+    assert chosen.loop.rounds == 3
+    assert chosen.evaluation.judge == "verifier:shapes"
+    assert "shapes_verifier" not in (chosen.filter.faithful, chosen.filter.beautiful), "the judge must not filter"
