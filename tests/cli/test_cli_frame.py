@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import pytest
 import tyro
-from pydantic import Field
+from pydantic import Field, create_model
 
 from visfeedback import cli
-from visfeedback.cli.console import Console, PartialFailure, parse
+from visfeedback.cli.console import WHOLE, Console, PartialFailure, parse
 from visfeedback.plugins import InputError
 from visfeedback.types.records import Frozen
 
@@ -203,7 +203,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("p --out x --method.bta 3", "unknown flag --method.bta; did you mean '--method.beta'?"),
         ("p --out x --per_promt=3", "unknown flag --per_promt; did you mean '--per-prompt'?"),
-        ("p --out x --method.beta q", "--method.beta: could not convert string to float: 'q'"),
+        ("p --out x --per-prompt many", "--per-prompt = 'many'; expected a whole number, for example 8"),
+        ("p --out x --method.beta 1,5", "--method.beta = '1,5'; expected a number, for example 0.5 or 1e-4"),
         ("p --out x --method.beta -3", "--method.beta = -3.0; expected greater than 0"),
         ("p --out x --per-prompt 0", "--per-prompt = 0; expected greater than or equal to 1"),
         ("p --out x --sampler dim", "invalid choice 'dim' for argument '--sampler'. Expected one of ('ddim', 'euler')"),
@@ -282,6 +283,41 @@ def test_a_table_shows_its_cells(capsys: pytest.CaptureFixture[str]) -> None:
     Console().table("of [x]:key:", ("name", "n"), [("a[b]", 1), ("c:cat:", 2.5)])
     seen = capsys.readouterr().err
     assert all(word in seen for word in ("name", "a[b]", "2.5", "c:cat:", "of [x]:key:"))
+
+
+def test_names_are_whole_in_a_narrow_window(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path in two pieces cannot be copied; only one that would take the whole window is broken."""
+    monkeypatch.setenv("COLUMNS", "60")
+    path, words = "configs/loops/fabric_rewards_shapes.toml", "what it does " * 20
+    assert len(path) == WHOLE
+    Console().table("presets", ("preset", "about"), [(path, words)])
+    assert path in capsys.readouterr().err
+    Console().table("presets", ("preset", "about"), [(path + "x" * 40, words)])
+    assert path + "x" * 40 not in capsys.readouterr().err
+
+
+def test_the_nearest_of_many_flags_and_where_the_others_are() -> None:
+    many = create_model("Many", __base__=Settings, **{f"knob_{n}": (int, n) for n in range(12)})  # type: ignore[call-overload]
+    for flag, said in (
+        ("--sampel", "unknown flag --sampel; did you mean '--sampler'? `fake --help` lists all"),
+        ("--zzzzzz", "unknown flag --zzzzzz; `fake --help` lists all"),
+    ):
+        with pytest.raises(InputError) as error:
+            parse(many, ["p", "--out", "x", flag, "3"], "fake")
+        assert str(error.value) == said
+
+
+def test_a_person_sees_that_something_goes_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal alone: in a log, or before an error, it would be a line too many."""
+    for terminal, quiet, seen in (("1", False, True), ("1", True, False), ("0", False, False)):
+        monkeypatch.setenv("TTY_COMPATIBLE", terminal)
+        with Console(quiet).waiting("loading 30 GB"):
+            pass
+        assert ("loading 30 GB" in capsys.readouterr().err) is seen
 
 
 def test_our_warnings_are_one_line_and_others_silent() -> None:

@@ -15,7 +15,7 @@ import pytest
 from visfeedback import config
 from visfeedback.cli import main
 from visfeedback.cli.console import Console
-from visfeedback.cli.quickstart import QuickstartSettings, River, evenly
+from visfeedback.cli.quickstart import QuickstartSettings, River, _left_out, evenly
 from visfeedback.training.settings import settings_for
 from visfeedback.types.records import Prompt
 
@@ -148,3 +148,9 @@ def test_the_preset_says_what_quickstart_trains(tmp_path: Path) -> None:
     river = River(QuickstartSettings(out=tmp_path), "", Console())
     preset["data"]["store"] = river.store
     assert settings_for("dpo").model_validate(preset) == river.training_settings()
+
+
+def test_what_is_left_out_is_counted_in_english() -> None:
+    assert _left_out({"tie": 5, "split": 1}) == " (5 ties, 1 split left out)"
+    assert _left_out({"tie": 1, "same image": 2}) == " (1 tie, 2 same image left out)"
+    assert _left_out({}) == ""

@@ -32,12 +32,14 @@ def test_the_catalogue_has_every_reward(capsys: pytest.CaptureFixture[str]) -> N
     assert (found["shapes_clip"]["range"], found["shapes_clip"]["state"]) == ("-1 to 1", "ready")
 
 
-def test_the_catalogue_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_catalogue_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["rewards", "list"]) == 0
     seen = capsys.readouterr()
     assert seen.out == ""
-    assert "shapes_clip" in seen.err
     assert "typical" in seen.err
+    for name in names("rewards"):
+        assert f"\n{name} " in seen.err, "whole, also in a window of 80 letters"
 
 
 def test_bounds_of_a_module() -> None:
@@ -112,7 +114,7 @@ def test_published_answers(crooked: ModuleType, tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "no action '' for rewards; known: check, fit, list"),
+        ([], "write visfeedback rewards list, check NAME, or fit"),
         (["lst"], "no action 'lst' for rewards; did you mean 'list'?"),
         (["check"], "missing REWARD"),
         (["check", "nothing"], "no 'nothing' in rewards"),

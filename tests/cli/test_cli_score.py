@@ -105,6 +105,40 @@ def test_every_failed_item_is_a_line_for_people(images: Path, tmp_path: Path, ca
     assert seen.err.rstrip().splitlines()[-1].startswith("error: 3 failed, the rest is scored")
 
 
+def test_what_fails_alike_is_one_line_for_people_and_a_line_each_for_programs(
+    score, images: Path, tmp_path: Path, capsys
+) -> None:
+    for n in range(5):
+        (images / f"bad{n}.png").write_bytes(bytes([n]) * 9)
+    (images / "empty.png").write_bytes(b"")
+    code = main(["score", "--images", str(images), "--reward", "compressibility", "--out", str(tmp_path / "a.csv"),
+                 "--device", "cpu"])  # fmt: skip
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert code == 3
+    assert [line.partition(":")[2].partition(":")[0].strip() for line in said] == ["bad0.png and 4 more", "empty.png"]
+    code, answer = score(reward="compressibility")
+    assert len(answer["failed"]) == 6
+
+
+def test_of_many_rewards_only_the_very_best_and_worst(images: Path, tmp_path: Path, capsys) -> None:
+    """Five rewards and four images: one best and one worst each, so that the means stay on the screen."""
+    names = (
+        "shapes_clip",
+        "shapes_verifier",
+        "compressibility",
+        "compressibility:jpeg",
+        "compressibility:incompressible",
+    )
+    for count, lines in ((1, 4), (5, 2)):
+        main(["score", "--images", str(images), "--reward", *names[:count], "--out", str(tmp_path / f"{count}.csv"),
+              "--device", "cpu"])  # fmt: skip
+        seen = capsys.readouterr().err
+        ends = [
+            line for line in seen.splitlines() if line.startswith("shapes_clip") and ("best" in line or "worst" in line)
+        ]
+        assert len(ends) == lines
+
+
 @pytest.mark.parametrize("pairing", ["one", "matrix"])
 def test_prompts_of_a_file_and_pairings(score, images: Path, tmp_path: Path, pairing: str) -> None:
     prompts = tmp_path / "prompts.txt"

@@ -253,9 +253,10 @@ def test_pictures_of_rounds() -> None:
     assert two.width > two.height / 2 > 100
 
 
-@pytest.mark.parametrize("name", ["rounds", "target"])
-def test_the_presets_are_whole(name: str) -> None:
+@pytest.mark.parametrize(("name", "kind", "prompts"), [("rounds", "tastes", 12), ("target", "target", 12),
+                                                       ("reward", "reward", 24)])  # fmt: skip
+def test_the_presets_are_whole(name: str, kind: str, prompts: int) -> None:
     path = PRESETS / f"fabric_{name}_shapes.toml"
     preset = config.build(Settings, config.read_toml(path), str(path))
-    assert preset.user.kind == {"rounds": "tastes", "target": "target"}[name]
-    assert len(preset.data.prompts) == 12
+    assert preset.user.kind == kind
+    assert len([prompt for source in preset.data.prompts for prompt in sources.load(source)]) == prompts

@@ -496,6 +496,10 @@ def test_a_network_is_trained_and_comes_back(comparisons, quick, tiny_clip, tmp_
     }  # fmt: skip
     reward, base = rewards.load(f"fit@{tmp_path / 'out'}"), rewards.load(settings.base)
     assert reward.encoder != base.encoder
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    (tmp_path / "out" / "config.json").write_text(json.dumps({**config, "scale": 2 * config["scale"]}))
+    twice = rewards.load(f"fit@{tmp_path / 'out'}")
+    assert twice.origin.checkpoint_sha256 != reward.origin.checkpoint_sha256, "scores are twice as large"
     images, prompts = _pixels(comparisons, 5)
     matrix = rewards.score(reward, images, prompts, "matrix")
     assert torch.allclose(rewards.score(reward, images, prompts), matrix.diagonal(), atol=1e-5)

@@ -104,6 +104,16 @@ def test_from_a_safetensors_file_and_from_the_file_itself(images, reward, tmp_pa
         assert other.origin.model == str(path)
 
 
+def test_another_number_of_heads_is_another_encoder(folder, images, reward, tmp_path):
+    """The weights are the same, the features are not: kept ones must not be found."""
+    other = _copy(folder, tmp_path / "other")
+    sizes = json.loads((other / "vision_config.json").read_text())
+    (other / "vision_config.json").write_text(json.dumps({**sizes, "num_attention_heads": 1}))
+    one, pixels = rewards.load(f"imagereward@{other}"), reward.preprocess(images["square"])[None]
+    assert not torch.allclose(one.encode_images(pixels), reward.encode_images(pixels), atol=1e-4)
+    assert one.encoder != reward.encoder
+
+
 def test_the_head_is_one_affine_map():
     """Five linear layers without activations equal their product; checked on layers that are not near zero."""
     widths = (6, 5, 4, 3, 1)

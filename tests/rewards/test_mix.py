@@ -225,6 +225,10 @@ def test_what_a_mix_says_of_itself(both, clip, verifier, tiny_clip):
     assert both.encoder == careful.encoder
     assert both.origin.checkpoint_sha256 != careful.origin.checkpoint_sha256
     assert Mix([(clip, Part(reward="shapes_clip"))]).encoder != both.encoder
+    half = Mix(
+        [(rewards.load(f"clipscore@{tiny_clip}", dtype="bf16"), both.recipe.parts[0]), (verifier, both.recipe.parts[1])]
+    )
+    assert (both.origin.dtype, half.origin.dtype) == ("fp32", "bf16"), "a program beside it does not make it exact"
     unbounded = Mix([(clip, Part(reward="c", normalise="zscore", mean=0.5, std=0.25))])
     assert unbounded.range == (-6.0, 2.0)
 

@@ -124,3 +124,14 @@ def test_recipes_that_no_clip_has(settings, says):
 def test_recipes_that_open_clip_does_not_evaluate_with(settings):
     with pytest.raises(InputError, match="preprocess_cfg"):
         from_open_clip(settings, 32, "thing")
+
+
+@pytest.mark.parametrize("library", ["transformers", "open_clip"])
+def test_a_strip_is_refused_before_it_fills_memory(library):
+    """224 x 13 million pixels would come of 1 x 60,000; 1:200 is read still, and squashing needs no limit."""
+    recipe = Recipe(library, (8, 8))
+    assert recipe.preprocess(Image.new("RGB", (200, 1))).shape == (3, 8, 8)
+    for size in ((201, 1), (1, 60_000)):
+        with pytest.raises(InputError, match="at most 1:200"):
+            recipe.preprocess(Image.new("RGB", size))
+    assert Recipe(library, (8, 8), resize="squash").preprocess(Image.new("RGB", (300, 1))).shape == (3, 8, 8)

@@ -217,6 +217,19 @@ def test_resolve_finds_a_repository_in_the_cache(tmp_path, monkeypatch):
     assert _weights.revision(Path("/data/snapshots/w.pt")) == ""
 
 
+def test_configuration_and_tokenizer_are_part_of_the_revision(tmp_path):
+    """Of a folder that is not the hub's: another activation, or other words, make other scores of the same weights."""
+    seen = []
+    for name, text in (("w.pt", "1"), ("config.json", "gelu"), ("config.json", "quick_gelu"), ("vocab.txt", "a")):
+        (tmp_path / name).write_text(text)
+        seen.append(_weights.revision(tmp_path / "w.pt"))
+    assert seen[0] == ""
+    assert len(set(seen)) == 4
+    assert _weights.revision(tmp_path) == seen[-1]
+    (tmp_path / "notes.md").write_text("of no account")
+    assert _weights.revision(tmp_path) == seen[-1]
+
+
 def test_skip_init_leaves_the_random_generator_alone():
     """No weight is drawn, by a module's own reset or by the functions of torch.nn.init; all else works as ever."""
     before = torch.get_rng_state()
@@ -233,3 +246,15 @@ def test_skip_init_leaves_the_random_generator_alone():
 def test_dtypes():
     assert _weights.dtype_of("bf16") is torch.bfloat16
     assert "did you mean 'fp16'" in _refusal(_weights.dtype_of, "f16")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[:18], lambda data: data[:152], lambda data: data[:-90] + b"??" + data[-88:]],
+    ids=["struct.error", "UnpicklingError", "AssertionError"],
+)
+def test_a_damaged_file_of_the_old_format_is_one_line(tmp_path, damage):
+    """Before torch 1.6 files were no archives; its reader has other errors for each place."""
+    torch.save({"a": torch.ones(3, 4), "b": torch.zeros(5)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "w.pt").write_bytes(damage((tmp_path / "w.pt").read_bytes()))
+    assert "w.pt" in _refusal(_weights.read_state, tmp_path / "w.pt", "thing")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -35,6 +36,8 @@ WRONG = [
     ({"liked": 3}, "expected paths"),
     ({"liked": [(Image.new("RGB", (8, 8)), -1)]}, "weight -1"),
     ({"disliked": [(Image.new("RGB", (8, 8)), math.inf)]}, "weight inf"),
+    ({"liked": Image.new("RGB", (0, 5))}, "0 x 5 px"),
+    ({"liked": Image.new("La", (8, 8))}, "mode La"),
 ]
 
 
@@ -145,6 +148,11 @@ def test_transparency_lies_on_white_and_16_bits_keep_their_brightness() -> None:
     assert rgb(Image.new("I;16", (1, 1), 32896)).getpixel((0, 0)) == (128, 128, 128)
 
 
+def test_a_weight_may_be_any_real_number(photo: Any) -> None:
+    """float32 of numpy is no float of Python; scores of rewards are often that."""
+    assert read_reference((photo(1), np.float32(0.5))).weight == 0.5
+
+
 def test_equal_pixels_are_one_reference(photo: Any, tmp_path: Any) -> None:
     photo(1).save(tmp_path / "a.png")
     photo(1).save(tmp_path / "b.bmp")
@@ -161,11 +169,13 @@ def test_the_box_is_that_of_the_released_code() -> None:
 
 
 def test_smooth_schedules_stay_between_floor_and_strength() -> None:
-    """fade: 1 at the first step of the window, half-way down in its middle, the floor at its last; bump: up, down."""
+    """fade: 1 at the first step of the window, half-way down in its middle, the floor at its last; bump: sin^2 of 1/6,
+    2/6 ... of pi: up, down, and with one step the whole strength."""
     fade = FabricSettings(strength=0.8, window=(0.0, 1.0), schedule="fade")
     assert [round(strength_at(i, 5, fade), 6) for i in range(5)] == [0.8, 0.682843, 0.4, 0.117157, 0.0]
     bump = settings_of({"strength": 0.8, "window": (0.0, 1.0), "schedule": "bump"})
-    assert [round(strength_at(i, 5, bump), 6) for i in range(5)] == [0.0, 0.4, 0.8, 0.4, 0.0]
+    assert [round(strength_at(i, 5, bump), 6) for i in range(5)] == [0.2, 0.6, 0.8, 0.6, 0.2]
+    assert strength_at(0, 1, fade) == strength_at(0, 1, bump) == 0.8
 
 
 def test_the_cap_shares_what_it_allows() -> None:

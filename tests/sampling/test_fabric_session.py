@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from PIL import Image
+from tiny_pipelines import make, vae
 
 import visfeedback as vf
 from visfeedback.plugins import InputError
@@ -72,6 +74,68 @@ def test_cached_is_uncached(family: str, tiny: Any, draw: Any, photo: Any) -> No
         session.like(photo(3))
         assert (draw(pipe) - uncached).abs().max() <= 1e-5 * uncached.abs().max()
         assert session.passes == once
+
+
+CONDITIONS = {
+    "flux": [{"guidance_scale": 1.0}, {"guidance_scale": 9.0}],
+    "sdxl": [{}, {"original_size": (512, 512), "crops_coords_top_left": (256, 0)}],
+}
+
+
+@pytest.mark.parametrize("family", CONDITIONS)
+def test_references_follow_the_conditions_of_the_call(family: str, tiny: Any, draw: Any, photo: Any) -> None:
+    """Guidance of FLUX and the sizes of SDXL go into a reference's pass: other ones need other passes."""
+    pipe, (first, second) = tiny(family), CONDITIONS[family]
+    with vf.fabric(pipe, liked=[photo(1)]) as session:
+        expected = draw(pipe, **second)
+        once = session.passes
+    with vf.fabric(pipe, liked=[photo(1)]) as session:
+        draw(pipe, **first)
+        assert torch.equal(draw(pipe, **second), expected)
+        assert session.passes == 2 * once
+        draw(pipe, **first)
+        assert session.passes == 2 * once
+
+
+def scaled_in_place(pipe: Any) -> None:
+    for parameter in pipe.unet.parameters():
+        parameter.data.mul_(1.3)
+
+
+def fused(pipe: Any) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_k", "to_v"], init_lora_weights=False), "mine")
+    pipe.fuse_lora(adapter_names=["mine"])
+    pipe.unload_lora_weights()
+
+
+def another_vae(pipe: Any) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        pipe.vae = vae().eval()
+
+
+def another_table(pipe: Any) -> None:
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, beta_schedule="linear", beta_end=0.02)
+
+
+def rounded(pipe: Any) -> None:
+    pipe.unet.to(torch.bfloat16).to(torch.float32)
+
+
+@pytest.mark.parametrize("change", [scaled_in_place, fused, another_vae, another_table, rounded])
+def test_what_is_kept_belongs_to_weights_vae_and_table(change: Any, draw: Any, photo: Any) -> None:
+    """An average of weights is put in place, a LoRA fused and forgotten, ...: what was kept before serves no more."""
+    pipe = make("sd")
+    with vf.fabric(pipe, liked=[photo(1)], strength=0.8) as session:
+        before = draw(pipe)
+        change(pipe)
+        after = draw(pipe)
+        assert session.passes == 6
+    assert not torch.equal(before, after)
+    with vf.fabric(pipe, liked=[photo(1)], strength=0.8):
+        assert torch.equal(draw(pipe), after)
 
 
 def test_kept_passes_serve_other_prompts_seeds_batches_and_entries(tiny: Any, draw: Any, photo: Any) -> None:
@@ -232,6 +296,31 @@ def test_stale_references_make_room(tiny: Any, draw: Any, photo: Any) -> None:
         draw(pipe)
         assert session.passes == 6
         assert len(session.bank) == 3
+
+
+def test_what_the_call_has_no_use_for_makes_room(draw: Any, photo: Any) -> None:
+    """A budget of one reference at 3 steps: other weights, another size and other steps take the place in turn. The
+    last of 2 steps, t = 1, is also the last of 3."""
+    pipe = make("sd")
+    with vf.fabric(pipe, liked=[photo(1)]) as session:
+        draw(pipe)
+        size = session.bank.bytes / 2**20
+    with vf.fabric(pipe, liked=[photo(1)], budget_mib=size) as session:
+        draw(pipe)
+        pipe.unet.conv_in.bias.data.add_(0.1)
+        for expected, call in ((6, {}), (9, {"height": 8}), (10, {"height": 8, "num_inference_steps": 2})):
+            draw(pipe, **call)
+            draw(pipe, **call)
+            assert session.passes == expected
+
+
+def test_eight_bits_are_the_same_images_on_any_budget(tiny: Any, draw: Any, photo: Any) -> None:
+    """What finds no room is rounded like what does."""
+    pipe, drawn = tiny("sd"), []
+    for way in ({}, {"keep": "nothing"}):
+        with vf.fabric(pipe, liked=[photo(1)], bits=8, **way):
+            drawn.append(draw(pipe))
+    assert torch.equal(*drawn)
 
 
 def test_a_weight_counts_like_more_of_the_image(tiny: Any, draw: Any, photo: Any) -> None:

@@ -22,6 +22,12 @@ def half(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
 
+def emptied(data: bytes) -> bytes:
+    """The pixels of an AVIF file as zeros."""
+    head = data.index(b"mdat") + 4
+    return data[:head] + bytes(len(data) - head)
+
+
 def saved(image: Image.Image, kind: str, **more) -> bytes:
     buffer = BytesIO()
     image.save(buffer, kind, **more)
@@ -64,6 +70,7 @@ def test_the_mode_is_kept_for_the_published_preprocessing(mode: str) -> None:
         (lambda: half(saved(NOISE, "JPEG")), "damaged"),
         (lambda: half(saved(NOISE, "WEBP")), "damaged"),
         (lambda: half(saved(NOISE, "GIF")), "damaged"),
+        (lambda: emptied(saved(NOISE, "AVIF")), "damaged"),  # its decoder raises a RuntimeError
         (lambda: huge_png(10_000, 10_000), "10000x10000 is 100 megapixels; the limit is 64 (--max-megapixels)"),
         (lambda: huge_png(60_000, 60_000), "more than 178 megapixels"),
         (lambda: saved(Image.new("F", (4, 4)), "TIFF"), "floating-point"),

@@ -116,8 +116,8 @@ def test_a_file_that_changed_since_it_was_listed_fails(toy) -> None:
 class Picky:
     """Refuses wide images in preprocessing; otherwise the toy it wraps."""
 
-    def __init__(self, inner) -> None:
-        self._inner = inner
+    def __init__(self, inner, error: Exception) -> None:
+        self._inner, self._error = inner, error
         self.preprocessing = "picky"
 
     def __getattr__(self, name: str):
@@ -125,16 +125,21 @@ class Picky:
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         if image.width > image.height:
-            raise ValueError("too\n wide")
+            raise self._error
         return self._inner.preprocess(image)
 
 
-def test_an_image_that_one_preprocessing_refuses_is_scored_by_the_others(toy) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(ValueError("too\n wide"), "too wide"), (MemoryError(), "MemoryError"), (KeyError("wide"), "'wide'"),
+     (TypeError("wide"), "wide")],
+)  # fmt: skip
+def test_an_image_that_one_preprocessing_refuses_is_scored_by_the_others(toy, error: Exception, said: str) -> None:
     images = [Image.new("RGB", (20, 10)), Image.new("RGB", (10, 20))]
-    found = run([toy("a"), Picky(toy("b", encoder="b"))], [png(image) for image in images], [("x",)] * 2)
+    found = run([toy("a"), Picky(toy("b", encoder="b"), error)], [png(image) for image in images], [("x",)] * 2)
     assert np.isfinite(found.scores[0][:, 0]).all()
     assert np.isfinite(found.scores[1][:, 0]).tolist() == [False, True]
-    assert found.errors == {(0, 1, 0): "it cannot be preprocessed: too wide"}
+    assert found.errors == {(0, 1, 0): f"it cannot be preprocessed: {said}"}
 
 
 class Failing:

@@ -173,6 +173,9 @@ def test_weights_of_the_same_hash_under_another_path_are_the_same(folder: Path, 
     moved = toy()
     moved.origin = moved.origin.model_copy(update={"model": "/elsewhere/toy"})
     assert go(folder, [moved], tmp_path / "o.parquet").scored == 0
+    moved.origin = moved.origin.model_copy(update={"revision": "files-0123abcd"})
+    with pytest.raises(InputError, match=r"of the reward toy \(.*\) with other weights, configuration or precision"):
+        go(folder, [moved], tmp_path / "o.parquet")
 
 
 def test_bad_items_fail_alone_and_are_tried_again(folder: Path, tmp_path: Path, toy) -> None:
@@ -575,3 +578,20 @@ def test_a_system_without_flock_is_told_so(folder: Path, tmp_path: Path, toy, mo
     monkeypatch.setattr(locks, "fcntl", None)
     with pytest.raises(InputError, match=r"no flock.*vf\.score"):
         go(folder, [toy()], tmp_path / "o.csv")
+
+
+def test_a_run_that_is_late_leaves_the_next_ones_plan_alone(folder: Path, tmp_path: Path, toy) -> None:
+    """Another process merged, and the same command began anew under the same name, before this one came to merge."""
+    out, again = tmp_path / "o.csv", tmp_path / "o.csv.parts"
+
+    class Late(Run):
+        def _merge(self, found, alive: int) -> list[str]:
+            assert go(folder, [toy()], out).scored == 0, "all was done"
+            found.folder.mkdir(parents=True)
+            (found.folder / "alive").touch()
+            return super()._merge(found, alive)
+
+    settings = ScoreSettings(shard=4, batch_size=3, workers=2)
+    done = Late(open_source(str(folder), settings), [toy()], out, settings=settings).go()
+    assert (done.scored, len(rows(out))) == (9 + 1, 10)
+    assert [path.name for path in again.glob("*/*")] == ["alive"]

@@ -237,3 +237,14 @@ def test_pictures_of_kinds_that_are_not_read_are_not_left_out_in_silence(tmp_pat
     for name in ("a.heic", "b.SVG", "c.png"):
         write(tmp_path / "c.png").rename(tmp_path / name)
     assert [image for image, _ in listed(tmp_path)] == ["a.heic", "b.SVG", "c.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_or_folder_that_is_called_like_an_image_fails_alone(tmp_path: Path) -> None:
+    """Reading a pipe would wait for ever for somebody who writes into it."""
+    write(tmp_path / "images/a.png")
+    os.mkfifo(tmp_path / "images/b.png")
+    (tmp_path / "c.png").mkdir()
+    lines(tmp_path / "samples.jsonl", {"path": "c.png", "prompt": "x"})
+    assert "is no file" in failed(tmp_path / "images")["b.png"]
+    assert "is no file" in failed(tmp_path)["c.png"]

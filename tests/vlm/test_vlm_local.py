@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from visfeedback import vlm
 from visfeedback.plugins import InputError
 from visfeedback.types.files import file_sha256
 from visfeedback.vlm import Question
+from visfeedback.vlm.local import _revision
 
 
 def _image(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -94,6 +96,15 @@ def test_origin(model, tiny_vlm_folder):
     assert model.name == str(tiny_vlm_folder)
     assert model.origin.checkpoint_sha256 == file_sha256(tiny_vlm_folder / "model.safetensors")
     assert not any(p.requires_grad for p in model._model.parameters())
+
+
+def test_another_chat_template_is_another_revision(tiny_vlm_folder, tmp_path):
+    """The weights are the same, the answers are not: scores of one must not pass for scores of the other."""
+    copy = Path(shutil.copytree(tiny_vlm_folder, tmp_path / "copy"))
+    before, after = _revision(tiny_vlm_folder), _revision(copy)
+    assert before == after != ""
+    (copy / "chat_template.jinja").write_text("Say: {{ messages }}")
+    assert _revision(copy) != before
 
 
 def test_bf16_is_close(model, tiny_vlm_folder):

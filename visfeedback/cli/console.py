@@ -41,6 +41,8 @@ NOISY = ("accelerate", "alembic", "datasets", "diffusers", "httpx", "huggingface
          "peft", "PIL", "root", "torch", "transformers", "xformers")  # fmt: skip
 """Libraries whose log lines below ERROR say nothing to our users."""
 
+WHOLE = 40
+"""Letters: first columns as narrow as that are not broken, since a name or path in pieces cannot be copied."""
 MANY_FLAGS = 12
 """With more flags than this an error names the nearest one and points to --help instead of listing all."""
 
@@ -86,15 +88,17 @@ class Console:
         self.rich.print(without_passwords(text), style=style, markup=False, emoji=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """A table; cells are shown as their text."""
+        """A table; cells are shown as their text, what stands first in its row unbroken where it is short enough."""
         if self.quiet:
             return
         heading = Text(without_passwords(title), style="table.title")  # in a str rich would read markup and emoji codes
         grid = Table(title=heading, title_justify="left", show_edge=False, pad_edge=False)
-        for column in columns:
-            grid.add_column(column, overflow="fold")
-        for row in rows:
-            grid.add_row(*(Text(without_passwords(str(cell))) for cell in row))
+        cells = [[Text(without_passwords(str(cell))) for cell in row] for row in rows]
+        for place, column in enumerate(columns):
+            whole = place == 0 and max((row[0].cell_len for row in cells), default=0) <= WHOLE
+            grid.add_column(column, overflow="fold", no_wrap=whole)
+        for row in cells:
+            grid.add_row(*row)
         self.rich.print(grid)
 
     @contextmanager
@@ -114,6 +118,16 @@ class Console:
                 self._bars = None
             else:
                 bars.remove_task(task)
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """A line that moves while something of unknown length goes on, and vanishes; none where no person looks."""
+        terminal = self.rich
+        if self.quiet or self._bars is not None or not terminal.is_terminal:
+            yield
+            return
+        with terminal.status(Text(without_passwords(text))):
+            yield
 
     def _start(self) -> Progress:
         self._bars = Progress(
@@ -195,7 +209,7 @@ def _unknown(argument: str, model: type[BaseModel], default: BaseModel | None, p
     known = flags(model, default)
     hint = nearest(name.replace("_", "-"), known)
     if len(known) > MANY_FLAGS:
-        hint = hint.partition(" known: ")[0].rstrip(";") + f"; `{prog} --help` lists all"
+        hint = hint.partition(" known: ")[0] + f" `{prog} --help` lists all"
     return f"unknown flag {name}{hint}"
 
 
@@ -226,8 +240,17 @@ def _complaint(error: SystemExit, text: str, model: type[BaseModel], prog: str) 
     if words.startswith("Missing from"):
         shallow = [line.strip() for line in paragraph[1:] if len(line) - len(line.lstrip()) <= 5]
         words = f"missing {', '.join(shallow)}"
-    words = words.removeprefix("Error parsing ")
+    words = _plain_number(words.removeprefix("Error parsing "))
     return f"{words[:1].lower()}{words[1:].rstrip(' .')}; see `{prog} --help`"
+
+
+def _plain_number(words: str) -> str:
+    """Python's own words for a text that is no number -> what was expected."""
+    found = re.match(r"([^:]+): (invalid literal for int\(\)|could not convert string to float)[^']*('.*')", words)
+    if found is None:
+        return words
+    kind = "a whole number, for example 8" if found[2].startswith("invalid") else "a number, for example 0.5 or 1e-4"
+    return f"{found[1]} = {found[3]}; expected {kind}"
 
 
 def _first_paragraph(text: str) -> list[str]:

@@ -33,9 +33,14 @@ def run(args: list[str], console: Console) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"no folder {folder}; presets are the TOML files under configs/ of the source tree")
     presets = [describe(path) for path in sorted(folder.rglob("*.toml"))]
-    rows = [(p["preset"], p["method"], p["model"], p["needs"], p["about"]) for p in presets]
-    console.table("presets", ("preset", "method", "model", "needs", "about"), rows)
+    console.table("presets", ("preset", "what it does; method, model, memory"), map(_row, presets))
     return {"presets": presets}
+
+
+def _row(preset: Mapping[str, str]) -> tuple[str, str]:
+    """Two columns: the path must not be broken, and 80 letters are soon full."""
+    with_what = ", ".join(preset[name] for name in ("method", "model", "needs") if preset[name])
+    return preset["preset"], "\n".join(part for part in (preset["about"], with_what) if part)
 
 
 def default_folder() -> Path:

@@ -264,5 +264,6 @@ def evenly(prompts: list[Prompt], count: int, seed: int) -> list[Prompt]:
 
 
 def _left_out(dropped: dict[str, int]) -> str:
-    words = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    nouns = {"tie": "ties", "split": "splits"}
+    words = ", ".join(f"{n} {reason if n == 1 else nouns.get(reason, reason)}" for reason, n in dropped.items())
     return f" ({words} left out)" if words else ""

@@ -40,6 +40,8 @@ def run(args: list[str], console: Console) -> dict[str, Any]:
     if action in ("-h", "--help"):
         sys.stdout.write("usage: visfeedback rewards {list,check,fit} [--help]\n")
         raise SystemExit(0)
+    if not action:
+        raise InputError("rewards does what? write visfeedback rewards list, check NAME, or fit")
     if action == "list":
         return _list(rest, console)
     if action == "check":
@@ -58,13 +60,24 @@ def _list(args: list[str], console: Console) -> dict[str, Any]:
     """What each reward measures, its range, how often it agrees with people, its licence, and what it still needs."""
     parse(List, args, "visfeedback rewards list", _list.__doc__ or "")
     found = [entry(name) for name in names("rewards") if hasattr(load("rewards", name), "ABOUT")]
-    what = [(e["name"], e["measures"], e["range"], e["typical"], e["state"]) for e in found]
-    console.table("rewards", ("reward", "what it measures", "range", "typical", "here"), what)
+    console.table("rewards", ("reward", "what it measures; its scores; what it needs here"), map(_measured, found))
     judged = [(e["name"], _percents(e["accuracy"]), e["accuracy_source"]) for e in found if e["accuracy"]]
     console.table("pairs ranked as people do, %", ("reward", "published accuracy", "source"), judged)
-    more = [(e["name"], ", ".join(e["variants"]), _size(e["megabytes"]), e["licence"], e["hub"]) for e in found]
-    console.table("weights", ("reward", "variants", "size", "licence", "default weights"), more)
+    console.table("weights", ("reward", "default weights and their size; licence; variants"), map(_weights, found))
     return {"command": "rewards list", "rewards": found}
+
+
+def _measured(one: dict[str, Any]) -> tuple[str, str]:
+    """Few columns, so that 80 letters show every name whole."""
+    typical = f", typical {one['typical']}" if one["typical"] else ""
+    return one["name"], f"{one['measures']}\nrange {one['range']}{typical}; {one['state']}"
+
+
+def _weights(one: dict[str, Any]) -> tuple[str, str]:
+    own = one["state"] if one["state"].startswith("write") else "nothing to fetch"
+    where = " ".join(part for part in (one["hub"], _size(one["megabytes"])) if part) or own
+    variants = f"\nvariants: {', '.join(one['variants'])}" if one["variants"] else ""
+    return one["name"], f"{where}; licence: {one['licence']}{variants}"
 
 
 def entry(name: str) -> dict[str, Any]:
@@ -143,8 +156,11 @@ def _check(args: list[str], console: Console) -> dict[str, Any]:
     from visfeedback.scoring.laws import examine
 
     flags = parse(Check, args, "visfeedback rewards check", _check.__doc__ or "")
-    reward = rewards.load(flags.reward, pick_device(flags.device), flags.dtype)
-    laws = [*examine(reward), *_known(flags, reward, console)]
+    with console.waiting(f"loading {flags.reward}"):
+        reward = rewards.load(flags.reward, pick_device(flags.device), flags.dtype)
+    with console.waiting(f"trying {flags.reward} on pictures made here"):
+        laws = examine(reward)
+    laws += _known(flags, reward, console)
     console.table(f"{flags.reward}, {reward.origin.model}", ("law", "holds", "found"),
                   [(law.name, "yes" if law.holds else "NO", law.found) for law in laws])  # fmt: skip
     broken = [law.name for law in laws if not law.holds]

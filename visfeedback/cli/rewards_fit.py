@@ -97,8 +97,9 @@ def _report(result: Mapping[str, Any], console: Console) -> None:
     if found is None:
         console.warn("the comparisons kept for measuring are all ties; there is no accuracy")
     else:
+        comparisons = "1 comparison" if found["count"] == 1 else f"{found['count']} comparisons"
         console.info(
-            f"picks the preferred image of {found['count']} comparisons of other prompts in {_percent(found)}, "
+            f"picks the preferred image of {comparisons} of other prompts in {_percent(found)}, "
             f"{result['settings']['base']} alone in {_percent(base)}"
         )
     console.info(f"score with it: --reward fit@{result['out']}; the card is {result['out']}/card.md")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SHOWN = 3
 """Best and worst images shown for each reward."""
+FEW = 4
+"""Of more rewards only the very best and worst image are shown, so that the table of means stays on the screen."""
 LINES = 50
 """Failed items with a line of their own on the screen; all are in the file."""
 
@@ -97,7 +99,10 @@ def score(flags: Score, console: Console) -> tuple[list[Reward], Done, Summary]:
     repeated = flags.pairing == "paired"
     asked = [prompt.text for prompt in prompts.load(flags.prompts, repeated=repeated)] if flags.prompts else []
     device = pick_device(flags.device)
-    loaded = [rewards.load(reference, device, flags.dtype) for reference in flags.reward]
+    loaded: list[Reward] = []
+    for reference in flags.reward:
+        with console.waiting(f"loading {reference}"):  # reading and hashing 30 GB of weights takes minutes
+            loaded.append(rewards.load(reference, device, flags.dtype))
     launched = {"rank": int(os.environ.get("RANK", 0)), "processes": int(os.environ.get("WORLD_SIZE", 1))}
     running = Run(source, loaded, flags.out, asked, flags.pairing, settings, device, console.progress, **launched)
     done = running.go()
@@ -161,6 +166,21 @@ def _line(one: dict[str, Any]) -> str:
     return f"{where}: {one['error']}"
 
 
+def _lines(failed: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each failed item; one for all when many fail for the same reason."""
+    alike: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
+    for one in failed:
+        alike.setdefault((one["reward"], one["error"]), []).append(one)
+    lines: list[str] = []
+    for (reward, error), group in alike.items():
+        if len(group) <= SHOWN:
+            lines += [_line(one) for one in group]
+        else:
+            of = f" ({reward})" if reward else ""
+            lines.append(f"{group[0]['image']} and {len(group) - 1} more{of}: {error}")
+    return lines
+
+
 def _answer(flags: Score, results: Results, done: Done, seconds: float) -> dict[str, Any]:
     summary = results.summary
     rewards = {
@@ -184,10 +204,11 @@ def _ends(summary: Summary, label: str, places: range) -> list[dict[str, Any]]:
 def _show(flags: Score, results: Results, done: Done, seconds: float, console: Console) -> None:
     for note in done.notes:
         console.info(f"note: {note}")
-    for one in done.failed[:LINES]:
-        console.warn(_line(one))
-    if len(done.failed) > LINES:
-        console.warn(f"{len(done.failed) - LINES} more in {flags.out}.failed.jsonl")
+    lines = _lines(done.failed)
+    for line in lines[:LINES]:
+        console.warn(line)
+    if len(lines) > LINES:
+        console.warn(f"{len(lines) - LINES} more in {flags.out}.failed.jsonl")
     _tables(results, console)
     console.info(
         f"{results.summary.rows} scores in {flags.out}, {done.scored} computed by this process; "
@@ -199,12 +220,13 @@ def _show(flags: Score, results: Results, done: Done, seconds: float, console: C
 def _tables(results: Results, console: Console) -> None:
     summary = results.summary
     rows, ends = [], []
+    ends_shown = SHOWN if len(results.seen) <= FEW else 1
     for label in results.seen:
         one = summary.of(label, results.bounds[label])
         low, high = one["ci95"]  # type: ignore[misc]
         rows.append((label, one["n"], f"{one['mean']:.4g}", _between(low, high), f"{one['min']:.4g}",
                      f"{one['max']:.4g}"))  # fmt: skip
-        best, worst = summary.ranked(label, range(SHOWN)), summary.ranked(label, range(-SHOWN, 0))
+        best, worst = summary.ranked(label, range(ends_shown)), summary.ranked(label, range(-ends_shown, 0))
         named = [("best", one) for one in best] + [("worst", one) for one in worst if one not in best]
         ends += [(label, which, f"{one.score:.4g}", one.image, one.prompt or "") for which, one in named]
     if rows:

@@ -29,6 +29,8 @@ from visfeedback.plugins import InputError
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+MAX_RATIO = 200
+"""Longest to shortest side of a picture whose shortest side is resized: 1 x 60,000 pixels would become gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,11 @@ class Recipe:
         return f"{self.library}-{self.resize}{edge}{bars}-{height}x{width}-{self.interpolation}-mean{mean}-std{std}"
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """A picture of any mode and size -> (3, H, W), normalised, as the library does it."""
+        """A picture of any mode and size -> (3, H, W), normalised, as the library does it.
+
+        Raises InputError for sides of more than 1:200 where the shortest one is resized.
+        """
+        self._check_ratio(image.width, image.height)
         return self._transform(image) if self.library == "open_clip" else self._as_transformers(image)
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
@@ -66,6 +72,12 @@ class Recipe:
             ).clamp(0, 1)
         pixels = crop_or_pad(pixels, self.size, self.fill / 255, down=self.library == "transformers")
         return normalise(pixels, self.mean, self.std)
+
+    def _check_ratio(self, width: int, height: int) -> None:
+        if self.resize == "shortest" and max(width, height) > MAX_RATIO * min(width, height):
+            raise InputError(
+                f"sides of {width} x {height}; this reward reads images whose sides are at most 1:{MAX_RATIO}"
+            )
 
     @cached_property
     def _transform(self) -> Any:

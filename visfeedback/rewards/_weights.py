@@ -12,6 +12,7 @@ import hashlib
 import json
 import pickle
 import re
+import struct
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from visfeedback.plugins import InputError, nearest
-from visfeedback.types.files import file_sha256
+from visfeedback.types.files import file_sha256, small_files_id
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -30,6 +31,9 @@ STEMS = ("model", "open_clip_model", "open_clip_pytorch_model", "pytorch_model")
 """Names under which transformers and open_clip write a whole model, safetensors first."""
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 """What a model folder holds besides weights: configuration and tokenizer."""
+CONFIGS = ("config.json", "open_clip_config.json", "vision_config.json", "med_config.json", "tokenizer.json",
+           "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt")  # fmt: skip
+"""Files beside the weights that say what is computed with them."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -68,9 +72,16 @@ def resolve(
 
 
 def revision(path: Path) -> str:
-    """The commit that a file or folder of the hub's cache belongs to; empty for anything else."""
+    """The commit that a file or folder of the hub's cache belongs to.
+
+    Of other places ``files-`` and 8 hex digits over configuration and tokenizer, which change scores as weights do and
+    are not in a checkpoint's hash; empty where there are none.
+    """
     found = re.search(r"/snapshots/([0-9a-f]{40})(?:/|$)", path.absolute().as_posix())
-    return found[1] if found else ""
+    if found is not None:
+        return found[1]
+    digest = small_files_id(path if path.is_dir() else path.parent, CONFIGS)
+    return f"files-{digest}" if digest else ""
 
 
 def read_state(path: Path, what: str, stems: Sequence[str] = STEMS) -> dict[str, Tensor]:
@@ -227,7 +238,14 @@ def _read_torch(file: Path, what: str) -> dict[str, Tensor]:
             f"{what}: {file} is no file of plain weights (a damaged file, or a pickle that needs code to be read, "
             "which is refused); save its state dict as .safetensors"
         ) from None
-    except (EOFError, KeyError, IndexError, AttributeError, TypeError):  # what these say means nothing to anybody
+    except (
+        EOFError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        AssertionError,
+        struct.error,
+    ):  # what these say means nothing to anybody
         raise InputError(f"{what}: {file} is damaged or no checkpoint; fetch the file again") from None
     except (RuntimeError, OSError, ValueError) as error:
         raise InputError(f"{what}: {file} is damaged or no checkpoint: {first_line(error)}") from None

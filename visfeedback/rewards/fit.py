@@ -223,7 +223,7 @@ def load(variant: str = "", path: str = "", device: str = "cpu", dtype: str = "f
             f"{base.origin.checkpoint_sha256[:16]}); give that one back, or set base in {folder / _fit_folder.CONFIG}"
         )
     state = _weights.read_state(file, "fit")
-    origin = Origin(model=path, checkpoint_sha256=_weights.sha256(file, "fit"), dtype=base.origin.dtype)
+    origin = Origin(model=path, checkpoint_sha256=_digest(config, file), dtype=base.origin.dtype)
     if config.kind == "head":
         head = Head(config.inputs, config.hidden)
         _weights.fill(head, state, file, "fit")
@@ -236,3 +236,11 @@ def load(variant: str = "", path: str = "", device: str = "cpu", dtype: str = "f
     untouched = [name for name in network.state_dict() if name not in state]
     _weights.fill(network, state, file, "fit", ignore=untouched)
     return FittedNetwork(base, config.scale, f"fit-{origin.checkpoint_sha256[:16]}", origin)
+
+
+def _digest(config: Config, file: Path) -> str:
+    """Of all that the score depends on: a trained network's scale and the layers that stayed are not in its file."""
+    weights = _weights.sha256(file, "fit")
+    if config.kind != "network":
+        return weights
+    return _weights.joint_sha256([weights, config.base_sha256, repr(config.scale)])

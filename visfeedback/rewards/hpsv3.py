@@ -212,7 +212,8 @@ def load(variant: str = "", path: str = "", device: str = "cpu", dtype: str = "f
         "model": path or HUB, "revision": _weights.revision(file), "checkpoint_sha256": _weights.sha256(file, "hpsv3"),
         "dtype": dtype,
     })  # fmt: skip
-    encoder = f"hpsv3-{_weights.tower_hash(network.visual, dtype)}"
+    eyes = config.vision_config  # heads and activation are not in the weights' shapes
+    encoder = f"hpsv3-{_weights.tower_hash(network.visual, f'{dtype} {eyes.num_heads} {eyes.hidden_act}')}"
     return HpsV3(network, processor, origin, encoder, device)
 
 

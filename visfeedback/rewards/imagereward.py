@@ -85,7 +85,7 @@ class BlipReward:
     def __init__(self, name: str, network: BlipNetwork, tokenizer: Any, origin: Origin, device: str = "cpu") -> None:
         self.name = name
         self.origin = origin
-        self.encoder = f"blip-{_weights.tower_hash(network.vision)}"
+        self.encoder = f"blip-{_weights.tower_hash(network.vision, str(_not_in_shapes(network.vision.config)))}"
         head = network.head.float()
         self.network = network.to(device, _weights.dtype_of(origin.dtype))
         self.network.head = head.to(device, torch.float32)
@@ -171,6 +171,11 @@ class BlipReward:
         chosen = [texts[row] for row in rows]
         lengths = torch.tensor([len(text) for text in chosen], device=self._device)
         return pad_sequence(chosen, batch_first=True).to(self._device), lengths
+
+
+def _not_in_shapes(config: Any) -> tuple[Any, ...]:
+    """What of an image tower's configuration its weights do not show: other numbers make other features of them."""
+    return config.hidden_act, config.num_attention_heads, config.layer_norm_eps, config.patch_size
 
 
 def _chunks(order: Sequence[int], texts: Sequence[Tensor], tokens: int, most: int) -> Iterator[list[int]]:

@@ -43,6 +43,8 @@ __all__ = [
 ]  # fmt: skip
 
 VARIANTS = ("sum", "agreement")
+COARSEST_FIRST = ("bf16", "fp16", "fp32", "")
+"""Of parts that differ the mix is as exact as the least exact one; endpoints compute nothing here."""
 ABOUT = About(
     measures="a weighted sum of other rewards, less where they disagree if wanted; agreement: minus their disagreement",
     licence="Apache-2.0",
@@ -211,8 +213,8 @@ def _origin(rewards: Sequence[Reward], recipe: Recipe, model: str) -> Origin:
     """Changes when a weight, a normalisation or any part's checkpoint does."""
     digests = [f"{r.origin.model} {r.origin.revision} {r.origin.checkpoint_sha256}" for r in rewards]
     name = hashlib.sha256("\0".join([recipe.model_dump_json(), *digests]).encode()).hexdigest()
-    same = all(reward.origin.dtype == rewards[0].origin.dtype for reward in rewards)
-    return Origin(model=model, checkpoint_sha256=name, dtype=rewards[0].origin.dtype if same else "fp32")
+    coarsest = min(rewards, key=lambda reward: COARSEST_FIRST.index(reward.origin.dtype))  # programs say fp32 always
+    return Origin(model=model, checkpoint_sha256=name, dtype=coarsest.origin.dtype)
 
 
 def load(variant: str = "", path: str = "", device: str = "cpu", dtype: str = "fp32") -> Mix | Agreement:

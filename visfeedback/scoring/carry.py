@@ -51,7 +51,9 @@ class Carrier:
         for row in rows:
             reward = self._rewards.get(Identity(**{name: row[name] or "" for name in IDENTITY}).key)
             if reward is None:
-                raise _refusal(where, f"of the reward {row['reward']} ({row['model']})")
+                asked = row["reward"] in {one.reward for one in self._plan.rewards}
+                other = " with other weights, configuration or precision" if asked else ""
+                raise _refusal(where, f"of the reward {row['reward']} ({row['model']}){other}")
             if sha256 not in self._known:
                 raise _refusal(where, f"of the image {row['image']} (sha256 {sha256[:12]})")
             _, _, prompts = self._known[sha256]

@@ -22,7 +22,16 @@ from visfeedback.scoring.work import Shard, Task
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-PREPROCESS_ERRORS = (InputError, ValueError, OSError, ArithmeticError, RuntimeError)
+PREPROCESS_ERRORS = (
+    InputError,
+    ValueError,
+    OSError,
+    ArithmeticError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    MemoryError,
+)
 """What a published preprocessing raises for an image of an odd mode or shape."""
 
 
@@ -88,7 +97,7 @@ def prepare(request: Request) -> Ready:
         try:
             pixels[name] = function(image)
         except PREPROCESS_ERRORS as error:
-            errors[name] = f"it cannot be preprocessed: {' '.join(str(error).split())}"
+            errors[name] = f"it cannot be preprocessed: {' '.join(str(error).split()) or type(error).__name__}"
     return Ready(request.shard, request.task, pixels, features, errors, note)
 
 

@@ -41,12 +41,13 @@ def open_locked(path: Path, *, wait: bool, shared: bool = False) -> int | None:
         except BlockingIOError:
             os.close(descriptor)
             return None
-        if _still_named(descriptor, path):
+        if still_named(descriptor, path):
             return descriptor
         os.close(descriptor)  # removed while we waited: the next file of this name is another one
 
 
-def _still_named(descriptor: int, path: Path) -> bool:
+def still_named(descriptor: int, path: Path) -> bool:
+    """Whether ``path`` is the very file that is open here, not a later one of the same name."""
     try:
         return os.fstat(descriptor).st_ino == path.stat().st_ino
     except FileNotFoundError:

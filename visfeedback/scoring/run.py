@@ -23,7 +23,7 @@ from visfeedback.scoring.banks import nothing_kept
 from visfeedback.scoring.carry import Carrier
 from visfeedback.scoring.engine import Engine
 from visfeedback.scoring.journal import Journal
-from visfeedback.scoring.locks import locked, open_locked
+from visfeedback.scoring.locks import locked, open_locked, still_named
 from visfeedback.scoring.settings import Pairing, ScoreSettings
 from visfeedback.scoring.sources import Item, Source
 from visfeedback.scoring.work import Held, Task, identities
@@ -80,7 +80,7 @@ class Run:
         try:
             done.images = found.units
             self._score(found, done)
-            done.notes = self._merge(found)
+            done.notes = self._merge(found, alive)
         finally:
             os.close(alive)
         failed = merge.failed_file(self.out)
@@ -186,11 +186,11 @@ class Run:
 
     # the table
 
-    def _merge(self, found: plan.Plan) -> list[str]:
-        """Done by one process; the others find that it has been done."""
+    def _merge(self, found: plan.Plan, alive: int) -> list[str]:
+        """Done by one process; the others find that it has been done, also when the same command began anew since."""
         with locked(self._parts / LOCK):
             try:
-                if not found.folder.is_dir():
+                if not still_named(alive, found.folder / ALIVE):
                     return []
                 said = list(merge.notes(found))
                 merge.merge(found, self.out)

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, NamedTuple, Protocol
 
 from visfeedback.plugins import InputError
@@ -194,6 +195,8 @@ def listed(path: Path, name: str, prompt: str | None) -> Item:
         return Item(name, prompt, str(path), error=f"{path}: {error.strerror}")
     except ValueError:
         return Item(name, prompt, "", error="a file's name cannot hold a zero byte; correct the list")
+    if not S_ISREG(found.st_mode):  # a pipe would keep its reader waiting for ever
+        return Item(name, prompt, "", error=f"{path} is no file; remove it, or take it off the list")
     return Item(name, prompt, str(path), f"{found.st_size}-{found.st_mtime_ns}")
 
 

@@ -136,6 +136,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def small_files_id(folder: Path, names: Iterable[str]) -> str:
+    """8 hex digits over names and contents of those files of a folder that are there; empty when none is."""
+    found = [(name, file_sha256(folder / name)) for name in sorted(names) if (folder / name).is_file()]
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:8] if found else ""
+
+
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 

@@ -183,7 +183,8 @@ class Origin(Frozen):
     model: str
     """hub id, folder or file; `program` when there are no weights"""
     revision: str = ""
-    """hub commit, or the version of the package that computes it"""
+    """hub commit, `files-` and a digest of a local folder's configuration and tokenizer, or the version of the package
+    that computes it"""
     checkpoint_sha256: str = ""
     """of the file(s) the weights were read from; empty for programs and endpoints"""
     dtype: Literal["fp32", "bf16", "fp16", ""] = "fp32"

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from visfeedback.plugins import InputError
-from visfeedback.types.files import file_sha256
+from visfeedback.types.files import file_sha256, small_files_id
 from visfeedback.types.records import Origin
 from visfeedback.vlm.questions import Question, Reply
 
@@ -50,11 +50,19 @@ def load(path: str, device: str = "cpu", dtype: str = "fp32", batch: int = 8) ->
         )
     digests = [file_sha256(file) for file in files]
     whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    found = re.search(r"/snapshots/([0-9a-f]{40})$", folder.absolute().as_posix())
     origin = Origin.model_validate(
-        {"model": path, "revision": found[1] if found else "", "checkpoint_sha256": whole, "dtype": dtype}
+        {"model": path, "revision": _revision(folder), "checkpoint_sha256": whole, "dtype": dtype}
     )
     return LocalVlm(model.to(device).eval().requires_grad_(False), processor, origin, batch)
+
+
+def _revision(folder: Path) -> str:
+    """The hub's commit, or ``files-`` and a digest of the small files: a chat template changes answers, too."""
+    found = re.search(r"/snapshots/([0-9a-f]{40})$", folder.absolute().as_posix())
+    if found is not None:
+        return found[1]
+    names = [file.name for pattern in FILES if pattern != "*.safetensors" for file in folder.glob(pattern)]
+    return f"files-{small_files_id(folder, names)}"
 
 
 class LocalVlm:

@@ -1,9 +1,9 @@
 """Keys and values of references that are kept for their next use, within a memory budget.
 
-They depend on (image, size, timestep, noise, text, adapter, layers) and on nothing of the drawn image, so a batch,
-other prompts, seeds and later rounds use them again. Beyond the budget nothing is kept and nothing is thrown away but
-what no present reference uses: a step's references come round in a cycle, of which "the least recently used" would
-always be the next one needed. May import: torch.
+They depend on (image, size, timestep, noise, text, conditions, weights, layers) and on nothing of the drawn image, so a
+batch, other prompts, seeds and later rounds use them again. Beyond the budget nothing is kept and nothing is thrown
+away but what the present call has no use for: a step's references come round in a cycle, of which "the least recently
+used" would always be the next one needed. May import: torch.
 """
 
 from __future__ import annotations
@@ -67,6 +67,12 @@ class Bank:
         self._entries[key] = entry
         self.bytes += size
         return True
+
+    def rounded(self, layers: Layers) -> Layers:
+        """As an entry would come back, for what finds no room: the images are those of a larger bank."""
+        if self.bits != 8:
+            return layers
+        return {name: (Packed.of(k).open(), Packed.of(v).open()) for name, (k, v) in layers.items()}
 
     def drop(self, key: Hashable) -> None:
         entry = self._entries.pop(key, {})

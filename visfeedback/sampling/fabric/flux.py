@@ -140,7 +140,7 @@ def reference_arguments(pipe: Any, arguments: Arguments, latents: Tensor, t: Ten
         "pooled_projections": repeated(text["pooled_projections"].to(latents), count),
         "img_ids": _grid(height // 2, width // 2, arguments["img_ids"]),
         "txt_ids": arguments["txt_ids"].new_zeros(states.shape[1], arguments["txt_ids"].shape[-1]),
-        "guidance": None if guidance is None else repeated(guidance[:1], count),
+        "guidance": None if guidance is None else repeated(guidance[-1:], count),
         "joint_attention_kwargs": lora_scale(arguments.get("joint_attention_kwargs")),
         "return_dict": False,
     }

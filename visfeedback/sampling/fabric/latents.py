@@ -1,7 +1,8 @@
 """A reference as the denoiser sees it: encoded by the pipeline's VAE and noised to a time of its schedule.
 
-What a network expects at timestep t is a function of t alone, so samplers share what is kept: sqrt(a) z + sqrt(1-a) eps
-for networks trained on a table of alphas, (1 - s) z + s eps for flow matching. May import: types.
+What a network expects at timestep t is a function of t and of the table of noise alone, so samplers share what is kept:
+sqrt(a) z + sqrt(1-a) eps for networks trained on a table of alphas, (1 - s) z + s eps for flow matching.
+May import: types.
 """
 
 from __future__ import annotations
@@ -53,15 +54,21 @@ def scaled(config: Any, mean: Tensor) -> Tensor:
 
 def noised(scheduler: Any, latents: Tensor, noise: Tensor, t: float) -> Tensor:
     """What the denoiser is given at timestep ``t`` (the scheduler's units) for clean ``latents`` (n, C, h, w)."""
-    config = scheduler.config
-    clean, noise = latents.double(), noise.to(latents.device).double()
+    signal, spread = shares(scheduler, t)
+    return (signal * latents.cpu().double() + spread * noise.cpu().double()).to(latents)  # not every GPU has doubles
+
+
+def shares(scheduler: Any, t: float) -> tuple[float, float]:
+    """Factors of the clean latents and of the noise at ``t``."""
     if _is_flow(scheduler):
-        s = t / config.num_train_timesteps
-        return ((1 - s) * clean + s * noise).to(latents.dtype)
+        s = t / scheduler.config.num_train_timesteps
+        return 1 - s, s
     if hasattr(scheduler, "precondition_inputs"):  # EDM: timesteps are log(sigma) / 4
-        return scheduler.precondition_inputs(clean + float(np.exp(4 * t)) * noise, float(np.exp(4 * t))).to(latents)
+        sigma = float(np.exp(4 * t))
+        scale = float(scheduler.precondition_inputs(torch.ones((), dtype=torch.float64), sigma))
+        return scale, scale * sigma
     alpha = alpha_at(scheduler, t)
-    return (alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise).to(latents.dtype)
+    return alpha**0.5, (1 - alpha) ** 0.5
 
 
 def alpha_at(scheduler: Any, t: float) -> float:

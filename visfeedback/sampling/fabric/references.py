@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,15 @@ def read_reference(source: Any, allow_urls: bool = False) -> Reference:
 
 def rgb(image: Image.Image) -> Image.Image:
     """Any mode as RGB: turned as its EXIF says, transparency over white, 16 bits reduced to 8, the first frame."""
-    image = ImageOps.exif_transpose(image)
+    if not image.width or not image.height:
+        raise InputError(f"a reference has {image.width} x {image.height} px; expected at least 1 x 1")
+    try:
+        return _as_rgb(ImageOps.exif_transpose(image))
+    except ValueError as error:
+        raise InputError(f"a reference of mode {image.mode} cannot be read as RGB: {error}; convert it first") from None
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image, dtype=np.float64)
         image = Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))
@@ -86,7 +95,7 @@ def _is_weighted(source: Any) -> bool:
     return (
         isinstance(source, tuple | list)
         and len(source) == 2
-        and isinstance(source[1], int | float)
+        and isinstance(source[1], numbers.Real)
         and not isinstance(source[1], bool)
     )
 

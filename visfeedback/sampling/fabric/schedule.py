@@ -19,8 +19,12 @@ def strength_at(step: int, steps: int, settings: FabricSettings) -> float:
     first, last = (round(steps * part) for part in settings.window)
     if not first <= step <= last:
         return settings.floor
-    place = (step - first) / max(1, min(last, steps - 1) - first)  # 0 at the window's first step, 1 at its last
-    shape = {"box": 1.0, "fade": 0.5 + 0.5 * math.cos(math.pi * place), "bump": math.sin(math.pi * place) ** 2}
+    gone, gaps = step - first, max(0, min(last, steps - 1) - first)
+    shape = {
+        "box": 1.0,
+        "fade": 0.5 + 0.5 * math.cos(math.pi * gone / max(1, gaps)),  # 1 at the window's first step, 0 at its last
+        "bump": math.sin(math.pi * (gone + 1) / (gaps + 2)) ** 2,  # 0 beside the window, so that one step acts, too
+    }
     return settings.floor + (settings.strength - settings.floor) * shape[settings.schedule]
 
 

@@ -20,6 +20,8 @@ Arguments = dict[str, Any]
 """Arguments of the denoiser's forward by name."""
 Text = dict[str, Tensor]
 """Arguments of the denoiser that carry one text, first axis 1."""
+CONDITIONS = ("guidance", "timestep_cond", "class_labels")
+"""Arguments of denoisers with a row for each image that references share."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,15 @@ def number(timestep: Any) -> float:
 def lora_scale(options: dict[str, Any] | None) -> dict[str, Any] | None:
     """Of the attention arguments of a call only the LoRA scale is the references' business."""
     return {"scale": options["scale"]} if options and "scale" in options else None
+
+
+def conditions(arguments: Arguments) -> bytes:
+    """What a reference pass takes over from the call beside image, time and text: guidance, sizes, classes."""
+    added = arguments.get("added_cond_kwargs") or {}
+    beside = {name: arguments.get(name) for name in CONDITIONS}
+    beside |= {name: value for name, value in sorted(added.items()) if name != "text_embeds"}
+    rows = {name: value[-1:] for name, value in beside.items() if isinstance(value, Tensor) and value.ndim > 0}
+    return b"".join(name.encode() + row.float().cpu().numpy().tobytes() for name, row in rows.items())
 
 
 def repeated(value: Tensor, count: int) -> Tensor:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from visfeedback.sampling.fabric import families
 from visfeedback.sampling.fabric.adapters import Watch
 from visfeedback.sampling.fabric.bank import Bank, Layers
-from visfeedback.sampling.fabric.latents import encode, noise_of, noised
+from visfeedback.sampling.fabric.latents import encode, noise_of, noised, shares
 from visfeedback.sampling.fabric.plan import Part, make_plan, side
 from visfeedback.sampling.fabric.processors import FabricProcessor
 from visfeedback.sampling.fabric.references import Reference, read_reference, read_references
 from visfeedback.sampling.fabric.schedule import strength_at
-from visfeedback.sampling.fabric.seen import Arguments, Family, Seen, Text, device_of
+from visfeedback.sampling.fabric.seen import Arguments, Family, Seen, Text, conditions, device_of
 from visfeedback.sampling.fabric.settings import FabricSettings, settings_of
 from visfeedback.sampling.fabric.weighting import Injection
 
@@ -72,7 +72,7 @@ class FabricSession:
         self.family = families.find(pipe, family)
         budget = None if settings.budget_mib is None else settings.budget_mib * 2**20
         self.bank = Bank(settings.keep, settings.bits, budget)
-        self._latents: dict[tuple[str, int, int], Tensor] = {}
+        self._latents: dict[tuple[str, int, int, int], Tensor] = {}
         self._texts: dict[tuple[str, int, int], Text] = {}
         self._processors: dict[str, FabricProcessor] = {}
         self._layers: dict[str, Any] = {}
@@ -142,7 +142,7 @@ class FabricSession:
 
     def _step(self, timestep: float) -> int:
         """Which of the scheduler's steps it is: also right where a call begins late, as image-to-image does."""
-        return int((self.pipe.scheduler.timesteps.double() - timestep).abs().argmin())
+        return int((self.pipe.scheduler.timesteps.cpu().double() - timestep).abs().argmin())
 
     def _inject(self, seen: Seen, arguments: Arguments, step: int, plan: Sequence[Part]) -> None:
         needed = {ref.id: ref for part in plan for ref, _ in (*part.toward, *part.away)}
@@ -184,7 +184,8 @@ class FabricSession:
         """Once for each call of the pipeline, known by its timesteps: what cannot change while it runs."""
         if self._run is not self.pipe.scheduler.timesteps:
             self._run, self._said = self.pipe.scheduler.timesteps, None
-            self._weights = Watch([self.denoiser])
+            self._weights, self._eye = Watch([self.denoiser]), Watch([self.pipe.vae]).fingerprint()
+            self._times = {_time(t) for t in self.pipe.scheduler.timesteps.tolist()}
 
     @torch.no_grad()
     def _recall(
@@ -194,9 +195,9 @@ class FabricSession:
         t = self.pipe.scheduler.timesteps[step - step % self.settings.stride]
         text, spoken = self._text(seen, arguments)
         scale = (arguments.get("cross_attention_kwargs") or arguments.get("joint_attention_kwargs") or {}).get("scale")
-        weights = self._weights.fingerprint()
         device = device_of(self.pipe)
-        rest = (*size, round(float(t), 4), spoken, scale, weights, tuple(self._layers))
+        same = (*size, self._eye, self._weights.fingerprint(), tuple(self._layers))
+        rest = (_time(t), same, shares(self.pipe.scheduler, float(t)), spoken, scale, conditions(arguments))
         found = {ref.id: self.bank.get((ref.id, *rest), device) for ref in needed}
         missing = [ref for ref in needed if found[ref.id] is None]
         for start in range(0, len(missing), self.settings.reference_batch):
@@ -207,7 +208,12 @@ class FabricSession:
 
     def _keep(self, key: tuple[Any, ...], layers: Layers, device: torch.device) -> Layers:
         current = {ref.id for ref in (*self.liked, *self.disliked)}
-        kept = self.bank.put(key, layers, lambda old: old[0] not in current)  # pyright: ignore[reportIndexIssue]
+
+        def stale(old: Any) -> bool:
+            """Of an image, a time, a size or weights that this call has no use for."""
+            return old[0] not in current or old[1] not in self._times or old[2] != key[2]
+
+        kept = self.bank.put(key, layers, stale)
         if not kept and self.settings.keep != "nothing" and not self._full:
             self._full = True
             warnings.warn(
@@ -215,14 +221,14 @@ class FabricSession:
                 "computed at each step; raise budget_mib, or give stride=2, bits=8, reference_scale=0.5 or keep='cpu'",
                 stacklevel=2,
             )
-        rounded = self.bank.get(key, device) if kept else None
-        return layers if rounded is None else rounded
+        back = self.bank.get(key, device) if kept else None
+        return self.bank.rounded(layers) if back is None else back
 
     def _record(
         self, batch: Sequence[Reference], arguments: Arguments, size: tuple[int, int], t: Tensor, text: Text
     ) -> list[Layers]:
         """Keys and values of some references in one pass of the denoiser."""
-        clean = torch.cat([self._latent(ref, size) for ref in batch])
+        clean = torch.cat([self._latent(ref, size).to(t.device) for ref in batch])
         when = float(t) if self.settings.noise == "fresh" else None
         noise = torch.cat([noise_of(ref.id, self.settings.seed, when, tuple(clean.shape[1:])) for ref in batch])
         sample = arguments.get("sample", arguments.get("hidden_states"))
@@ -253,7 +259,7 @@ class FabricSession:
                 processor.recording, processor.recorded = False, None
 
     def _latent(self, ref: Reference, size: tuple[int, int]) -> Tensor:
-        key = (ref.id, *size)
+        key = (ref.id, *size, self._eye)
         if key not in self._latents:
             side = self.pipe.vae_scale_factor
             self._latents[key] = encode(self.pipe, ref.image, size[0] * side, size[1] * side)
@@ -275,6 +281,10 @@ class FabricSession:
         if key not in self._texts:
             self._texts[key] = self.family.encode_text(self.pipe, prompt, tokens)
         return self._texts[key], hash(key)
+
+
+def _time(t: Any) -> float:
+    return round(float(t), 4)
 
 
 def _rows(refs: Sequence[Reference]) -> list[dict[str, Any]]:
