@@ -432,6 +432,21 @@ def test_the_end_is_said_and_can_be_taken_back(serve: Any, visit: Any) -> None:
     answered(context, 1)
 
 
+def test_somebody_else_has_the_last_question(serve: Any, visit: Any) -> None:
+    """Said instead of `all done`; when it is skipped over there, it appears here by itself."""
+    url, context = serve(prompts=1, each=2)
+    first = visit(url + "/compare")
+    first.wait_for_selector(SHOWN)
+    second = visit(url + "/compare")
+    second.get_by_role("heading", name="Somebody else is answering the last question").wait_for()
+    first.keyboard.press("s")
+    first.get_by_role("heading", name="Somebody else is").or_(first.get_by_role("heading", name="All done")).wait_for()
+    second.wait_for_selector(SHOWN)
+    second.keyboard.press("1")
+    second.get_by_role("heading", name="All done").wait_for()
+    assert [record.choice for record in answered(context, 2)].count("skip") == 1
+
+
 def test_a_collection_without_questions_says_so(serve: Any, visit: Any) -> None:
     """Not `all done`, and nothing to take back; questions that come later are found."""
     url, _ = serve(prompts=0)

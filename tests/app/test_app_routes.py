@@ -118,7 +118,36 @@ def test_the_end_is_said(join: Join) -> None:
     while question := person.next():
         answer = person.vote(question["token"], choice="skip")
         assert answer.status_code == 200
-    assert person.post("next").json() == {"question": None, "waiting": {"drawing": False}}
+    assert person.post("next").json() == {"question": None, "waiting": {"drawing": False, "others": 0}}
+
+
+def test_questions_that_others_hold_are_no_end(join: Join) -> None:
+    """Of 9 pairs one has answered 1 and holds 2; the other does 6, hears of 2, and gets the one that is skipped."""
+    ada, bob = join(), join()
+    first = ada.next()
+    ada.vote(first["token"], choice="left")
+    held = ada.next()
+    assert ada.next(held["token"])
+    while question := bob.next():
+        answer = bob.vote(question["token"], choice="left").json()
+    assert answer == {"again": False, "question": None, "waiting": {"drawing": False, "others": 2}}
+    ada.vote(held["token"], choice="skip")
+    again = bob.next()
+    assert sorted(again["images"]) != sorted(held["images"])  # the same pair under a token of bob's own
+    bob.vote(again["token"], choice="left")
+    assert bob.post("next").json()["waiting"] == {"drawing": False, "others": 1}
+
+
+def test_what_somebody_has_answered_does_not_come_back_from_others(url: str, tmp_path: Path) -> None:
+    """Three pairs for two judges each: the first is done with them while the second still holds one."""
+    app_server.fill(url, tmp_path / "images", Asking(repeats=0, overlap=2), prompts=1, each=3)
+    with app_server.context(url) as made:
+        app = app_server.local_app(made)
+        ada, bob = (Person(TestClient(app, base_url="http://127.0.0.1")).enter() for _ in range(2))
+        assert bob.next()
+        while question := ada.next():
+            ada.vote(question["token"], choice="left")
+        assert ada.post("next").json()["waiting"]["others"] == 0
 
 
 def test_the_browser_learns_nothing_about_who_drew(join: Join, context: Context) -> None:

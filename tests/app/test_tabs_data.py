@@ -87,6 +87,19 @@ def test_pictures_stand_as_they_stood_on_the_screen(context: Context) -> None:
     assert [picture.mark for picture in card.pictures] == ["", "chosen"]
 
 
+def test_places_are_counted_as_on_the_screen(context: Context) -> None:
+    """Ranks are kept from 0, and the screen says `place 1`; of a best-of-N only the best is marked."""
+    [old] = [record for record in context.store.feedback() if record.id == "ada0"]
+    ranked = {"kind": "ranking", "choice": None, "values": (1.0, 0.0), "sides": (0, 1)}
+    context.store.add_feedback([old.model_copy(update={"id": "r", **ranked})])
+    context.store.add_feedback([old.model_copy(update={"id": "s", **ranked, "kind": "best"})])
+    samples = context.store.samples_of(old.sample_ids)
+    marks = [
+        [one.mark for one in data_view._card(record, samples).pictures] for record in data_view.recent(context.store, 2)
+    ]
+    assert marks == [["chosen", ""], ["place 2", "place 1"]]
+
+
 def test_texts_from_outside_are_text(context: Context) -> None:
     told = data_view.gallery(context.store)
     assert "<b>more</b>" not in told and "&lt;b&gt;more&lt;/b&gt;" in told

@@ -362,6 +362,30 @@ def test_a_win_is_claimed_when_the_interval_allows_it(rate: float, interval: Any
     assert found[0] == tone and words in found[1]
 
 
+def test_the_difference_stands_beside_the_two_sides() -> None:
+    """The sides' own intervals overlap where the paired difference is clear."""
+    side = {"accuracy": 0.5, "accuracy_ci95": [0.46, 0.55]}
+    told = train_view.outcome(
+        {"win_rate": 0.55, "win_rate_ci95": [0.52, 0.58], "n_prompts": 256, "images_per_prompt": 2, "base": side,
+         "tuned": side | {"accuracy": 0.58}, "delta": 0.082, "delta_of": "accuracy", "delta_ci95": [0.041, 0.123]}
+    )  # fmt: skip
+    assert "+8 points" in told and "95% interval +4 to +12" in told
+
+
+def test_a_comparison_counts_the_pictures_that_are_there(tmp_path: Path, begin: Callable[..., Job]) -> None:
+    """3 of base and 1 of the tuned model of 8; before anything is known the page says 0."""
+    begin("long", "judge-1")
+    folder = tmp_path / "judge-1"
+    assert "0 of 0 pictures" in train_view.verdict(folder, set())
+    (folder / "asked.json").write_text('{"pictures": 8}')
+    for side, there in (("base", 3), ("tuned", 1)):
+        (folder / "out" / side / "images").mkdir(parents=True)
+        for number in range(there):
+            (folder / "out" / side / "images" / f"{number}.png").touch()
+    assert train_runs.drawn(folder) == (4, 8)
+    assert "4 of 8 pictures" in train_view.verdict(folder, set())
+
+
 def test_better_and_worse_pictures_take_turns() -> None:
     """A page of winners only would lie: losers come in between as long as there are any."""
     rows = [{"win": win, "n": n} for n, win in enumerate([1.0, 1.0, 1.0, 0.0, 0.5, None])]

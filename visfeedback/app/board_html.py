@@ -40,6 +40,7 @@ OWN = """
   font: 13px/1.5 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 .vf-page .numbers { margin: 0 0 1.4rem; }
+.vf-page .tag { white-space: normal; overflow-wrap: anywhere; }
 .vf-page h3 { margin: 1.2rem 0 .4rem; }
 .vf-page progress::-webkit-progress-bar { background: var(--plain-pale); border-radius: .5rem; }
 .vf-page progress::-webkit-progress-value { background: var(--tuned); border-radius: .5rem; }

@@ -174,9 +174,18 @@ def _picture(record: Feedback, place: int, sample: Sample | None) -> Picture | N
         return None
     won = record.kind == "pair" and record.choice == ("a", "b")[place]
     value = record.values[place] if place < len(record.values) and record.kind not in ("pair", "like") else None
-    mark = "chosen" if won else "" if value is None else f"{value:g}"
+    mark = "chosen" if won else "" if value is None else _worth(record.kind, value)
     alt = f"{sample.prompt}{', chosen' if won else ''}"
     return html.shown(Path(sample.path), alt, mark=mark, tone="plain")
+
+
+def _worth(kind: str, value: float) -> str:
+    """What was said of one image of several."""
+    if kind == "ranking":  # records count ranks from 0, the screen counts places from 1
+        return f"place {value + 1:g}"
+    if kind == "best":
+        return "chosen" if value else ""
+    return f"{value:g}"
 
 
 def _percent(share: float | None) -> str:

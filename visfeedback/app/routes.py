@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from visfeedback.app import waiting
 from visfeedback.app.context import Context
 from visfeedback.app.guard import address
 from visfeedback.app.journal import Journal
@@ -120,16 +121,7 @@ class Voting:
             shown: Presentation | None = self.context.desk.next(judge, have)
         if shown is not None:
             return {"question": self.questions.page(shown)}
-        return {"question": None, "waiting": self._waiting()}
-
-    def _waiting(self) -> dict[str, Any]:
-        """Why there is no question: the model is drawing, or all is answered."""
-        generator = self.context.generator
-        if generator is None:
-            return {"drawing": False}
-        generator.wake()
-        drawing = generator.status()
-        return {"drawing": drawing.running, "problem": "drawing has stopped" if drawing.problem else ""}
+        return {"question": None, "waiting": waiting.reason(self.context, judge)}
 
 
 def router(voting: Voting) -> APIRouter:

@@ -146,7 +146,7 @@ def parts(context: Context, run: TrainRun) -> dict[str, Part]:
     job = Job(judged) if judged else None
     written = _size(run.out / "metrics.jsonl")
     previews = sorted(path.name for path in (run.out / "samples").glob("step-*") if (path / "prompts.json").is_file())
-    judging = f"{judged and judged.name} {job and job.state} {job and job.tail(2)}"
+    judging = f"{judged and judged.name} {job and job.state} {judged and train_runs.drawn(judged)}"
     name, done = run.name, run.adapter is not None and state == "finished"
     return {
         "progress": Part(f"{name} {state} {written}", lambda: html.page(train_view.progress(run, run.metrics()))),

@@ -2,7 +2,7 @@
 
   RUNS/NAME/  train/ (settings.toml and the job) · run/ (the run folder of `visfeedback train`)
               judge-HASH/ (one comparison of base and tuned: its prompts, its job and out/)
-May import: plugins, types, its neighbours.
+May import: plugins, prompts, types, its neighbours.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from visfeedback import plugins
+from visfeedback import plugins, prompts
 from visfeedback.app import train_presets
 from visfeedback.app.train_jobs import Job
 from visfeedback.app.train_presets import Knobs
 from visfeedback.plugins import InputError
-from visfeedback.types.files import write_atomic
+from visfeedback.types.files import write_atomic, write_json
 from visfeedback.types.records import Frozen, text_id
 
 REWARD = re.compile(r"[a-z0-9_]+(:[A-Za-z0-9._-]+)?")
@@ -164,10 +164,21 @@ class TrainRun:
             self.root / f"judge-{text_id(asked.model_dump_json(), str(seed), str(self.adapter.stat().st_mtime_ns))}"
         )
         source = asked.lines[0] if asked.world else str(write_atomic(folder / "prompts.txt", "\n".join(asked.lines)))
+        write_json(folder / "asked.json", {"pictures": 2 * asked.per_prompt * len(prompts.load(source))})
         command = ["evaluate", "--model", self.model, "--adapter", str(self.adapter), "--prompts", source]
         command += ["--per-prompt", str(asked.per_prompt), "--seed", str(seed), "--out", str(folder / "out")]
         Job(folder).start([*command, *(["--reward", *asked.names] if asked.names else [])])
         return folder
+
+
+def drawn(folder: Path) -> tuple[int, int]:
+    """Pictures of a comparison that are there, and how many there will be: of base and tuned model together."""
+    try:
+        whole = int(json.loads((folder / "asked.json").read_text(encoding="utf-8"))["pictures"])
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = 0
+    there = sum(1 for side in ("base", "tuned") for _ in (folder / "out" / side / "images").glob("*.png"))
+    return there, max(whole, there)
 
 
 def runs(folder: Path) -> list[TrainRun]:

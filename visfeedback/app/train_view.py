@@ -14,7 +14,7 @@ from PIL import Image
 from visfeedback import plugins
 from visfeedback.app import board_html as html
 from visfeedback.app.train_jobs import Job
-from visfeedback.app.train_runs import TrainRun
+from visfeedback.app.train_runs import TrainRun, drawn
 from visfeedback.report.blocks import Card, Cards, Number, Numbers, Share, Shares, Track
 from visfeedback.report.curves import SHOWN, training_curves
 from visfeedback.report.grids import before_after, picture
@@ -118,9 +118,12 @@ def verdict(folder: Path, learned: set[str]) -> str:
     job, out = Job(folder), folder / "out"
     state = job.state
     if state in ("running", "stopping"):
+        there, whole = drawn(folder)
+        said = "all pictures are there; judging" if 0 < there == whole else f"{there:,} of {whole:,} pictures"
+        said += "; loading the model" if not there else ""
         return html.say(
             "Base and tuned model are being compared on the same prompts with the same seeds ..."
-        ) + html.code("\n".join(job.tail(2)) or "starting")
+        ) + html.bar(there, whole, said)
     if state == "failed":
         return html.say(f"The comparison failed: {job.error}", "bad") + html.code("\n".join(job.tail()))
     summary = job.answer if state == "finished" else {}
@@ -168,6 +171,10 @@ def _numbers(summary: dict[str, Any]) -> list[Number]:
         if right is not None:
             ends = summary[side].get("accuracy_ci95")
             found.append(Number(f"Fully right, {side}", f"{right:.0%}", interval=_ends(ends, "%")))
+    if summary.get("delta_of") == "accuracy" and summary.get("delta_ci95"):
+        low, high = (100 * end for end in summary["delta_ci95"])
+        found.append(Number("Difference", f"{100 * summary['delta']:+.0f} points", note="same prompts, same seeds",
+                            interval=f"95% interval {low:+.0f} to {high:+.0f}"))  # fmt: skip
     for name in summary["base"].get("rewards", {}):
         before, after = summary["base"]["rewards"][name], summary["tuned"]["rewards"].get(name)
         if after is not None:

@@ -86,8 +86,9 @@ class Compare extends HTMLElement {
     this.talk.fill();
   }
 
-  // A panel in place of a question; `aloud` when it is news.
+  // A panel in place of a question; `aloud` when it is news. The same words again leave it, and what has the focus, alone.
   instead(panel, aloud = false) {
+    if (!this.view && aloud && this.stage.textContent === panel.textContent) return;
     this.view = null;
     this.dock.hidden = true;
     this.prompt.textContent = "";

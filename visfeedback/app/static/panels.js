@@ -45,6 +45,10 @@ export function waits(waiting, { wanted, mine }, undo) {
   if (waiting.problem) return panel("No new images", "Drawing has stopped. Please tell whoever invited you.");
   if (!wanted && !mine) return panel("No questions yet", "Images to judge appear here by themselves.");
   const back = mine ? [button("Take back the last answer", "z", undo)] : [];
+  if (waiting.others) {
+    const them = waiting.others === 1 ? "Somebody else is answering the last question" : `Others are answering the last ${waiting.others} questions`;
+    return panel(them, "If one becomes free, it appears here by itself: this page keeps looking.", back);
+  }
   return panel("All done", "There is nothing left for you to judge right now. Thank you!", back);
 }
 

@@ -5,7 +5,7 @@ import { Link } from "./link.js";
 import * as panels from "./panels.js";
 import { Questions } from "./questions.js";
 
-const POLL = { drawing: 700, done: 10000 }; // milliseconds
+const POLL = { drawing: 700, others: 3000, done: 10000 }; // milliseconds until it looks again
 
 export class Talk {
   constructor(screen, base) {
@@ -72,7 +72,8 @@ export class Talk {
 
   idle(waiting) {
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.fill(), waiting.drawing || this.busy ? POLL.drawing : POLL.done);
+    const pause = waiting.drawing || this.busy ? POLL.drawing : waiting.others ? POLL.others : POLL.done;
+    this.timer = setTimeout(() => this.fill(), pause);
     if (this.current || this.line.ready.length || this.unsent) return;
     this.screen.instead(panels.waits(waiting, this.numbers, () => this.undo()), true);
     this.refresh();

@@ -42,9 +42,9 @@ def _form(context: Context) -> dict[str, Any]:
         fields: dict[str, Any] = {
             "prompt": gr.Textbox(label="What to draw", max_length=2000, scale=3, elem_id="rounds-prompt",
                                  min_width=220),
-            "images": gr.Slider(2, 9, 4, step=1, label="Images a round", elem_id="rounds-images", min_width=140),
+            "images": gr.Slider(2, 9, 4, step=1, label="Images a round", elem_id="rounds-images", min_width=250),
             "strength": gr.Slider(0, 1, 0.5, step=0.05, label="Strength of likes", elem_id="rounds-strength",
-                                  min_width=140),
+                                  min_width=270),
             "seed": gr.Number(0, label="Seed", precision=0, elem_id="rounds-seed", min_width=90),
         }  # fmt: skip
         fields["engine"] = gr.Dropdown(
@@ -90,10 +90,11 @@ def _wire(context: Context, form: dict[str, Any], chosen: Any, rounds: Any, said
             return [gr.skip()] * len(shown)
         return opened(judge, session if session in known else known[0])
 
-    def marked(judge: str, event: gr.EventData, session: str, number: Any) -> str:
+    def marked(judge: str, event: gr.EventData, session: str, number: Any) -> list[Any]:
         told = _told(event)
         value = actions.mark(context, judge, session, number, told.get("place"), told.get("mark"))
-        return html.page(html.say(value))
+        now = actions.history(actions.sessions(context).find(judge, session))
+        return [html.page(html.say(value)), gr.update(choices=now)]
 
     fields = [form[name] for name in ("prompt", "images", "strength", "seed", "engine")]
     for event in (form["go"].click, form["prompt"].submit):
@@ -103,7 +104,17 @@ def _wire(context: Context, form: dict[str, Any], chosen: Any, rounds: Any, said
     )
     wires.on(chosen.input, opened, [chosen], shown, said, judge=True)
     wires.on(rounds.input, back, [chosen, rounds], shown, said, judge=True)
-    wires.on(images.mark, marked, [chosen, rounds], [said], said, judge=True, event_data=True, each=True, line="marks")
+    wires.on(
+        images.mark,
+        marked,
+        [chosen, rounds],
+        [said, rounds],
+        said,
+        judge=True,
+        event_data=True,
+        each=True,
+        line="marks",
+    )
     wires.arrive(arrived, [chosen], shown, said, judge=True)
 
 
