@@ -16,7 +16,6 @@ import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,8 +147,6 @@ def test_equals_torchmetrics_as_recorded(tmp_path):
 
 
 def test_equals_torchmetrics_itself(tmp_path):
-    if find_spec("torchmetrics") is None:
-        pytest.skip("torchmetrics is not installed; its recorded values are tested above")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torchmetrics.functional.multimodal import clip_score
