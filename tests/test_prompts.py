@@ -91,7 +91,8 @@ def test_a_missing_file_is_no_prompt(source: str) -> None:
 
 
 def test_empty_and_impossible_sources(tmp_path: Path) -> None:
-    for source, message in {"": "no prompts", "  ": "no prompts", str(tmp_path): "is a folder"}.items():
+    wrong = {"": "no prompts", "  ": "no prompts", str(tmp_path): "is a folder", '["a dog", "a cat"]': "one by one"}
+    for source, message in wrong.items():
         with pytest.raises(InputError, match=message):
             prompts.load(source)
     with pytest.raises(InputError, match="limit 0"):

@@ -52,6 +52,8 @@ def _read(source: str) -> Iterator[Prompt]:
         raise InputError(f"{source} is a folder; expected a text, a .txt or .jsonl file, or shapes:heldout")
     elif _is_file_like(source):
         raise InputError(f"no file {source}; expected a text, a .txt or .jsonl file, or shapes:heldout")
+    elif _is_list(source):
+        raise InputError(f"{source[:40]!r} is a list; expected texts one by one, 'a red dog' 'two cups', or a file")
     elif source.strip():
         yield Prompt.of(source.strip())
 
@@ -59,6 +61,14 @@ def _read(source: str) -> Iterator[Prompt]:
 def _is_file_like(source: str) -> bool:
     """A name that somebody meant as a file: nobody draws ``prompts.txt`` or ``data/prompts``."""
     return source.lower().endswith(FILE_LIKE) or (" " not in source and any(c in source for c in "/\\"))
+
+
+def _is_list(source: str) -> bool:
+    """A JSON list that somebody gave where one text belongs; `[cat:dog:0.5]` is a text that some programs know."""
+    try:
+        return isinstance(json.loads(source), list)
+    except ValueError:
+        return False
 
 
 def _read_file(path: Path) -> Iterator[Prompt]:

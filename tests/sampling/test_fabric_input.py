@@ -146,6 +146,12 @@ def test_every_mode_becomes_rgb(mode: str, photo: Any) -> None:
 def test_transparency_lies_on_white_and_16_bits_keep_their_brightness() -> None:
     assert rgb(Image.new("RGBA", (1, 1), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
     assert rgb(Image.new("I;16", (1, 1), 32896)).getpixel((0, 0)) == (128, 128, 128)
+    assert rgb(Image.new("I", (1, 1), 32896)).getpixel((0, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize(("mode", "value"), [("I", 200), ("F", 200.0), ("F", 200 / 255)])
+def test_whole_and_floating_numbers_keep_their_brightness(mode: str, value: float) -> None:
+    assert rgb(Image.new(mode, (2, 1), value)).getpixel((1, 0)) == (200, 200, 200)
 
 
 def test_a_weight_may_be_any_real_number(photo: Any) -> None:

@@ -269,6 +269,29 @@ def test_the_reference_text_none_belongs_to_the_prompt(tiny: Any, draw: Any, pho
         assert session.passes == 6
 
 
+def test_the_reference_text_none_is_the_prompt_in_the_negative_call_too(tiny: Any, draw: Any, photo: Any) -> None:
+    """FLUX with true CFG shows the negative text alone; the references are still seen with the prompt."""
+    pipe, true = tiny("flux"), {"true_cfg_scale": 3.0}
+    with vf.fabric(pipe, disliked=[photo(1)], dislikes="branch", prompt=None) as session:
+        draw(pipe, "a dog", negative_prompt="blurry", **true)
+        draw(pipe, "a dog", negative_prompt="a cat", **true)
+        assert session.passes == 3
+        draw(pipe, "a cat", negative_prompt="blurry", **true)
+        assert session.passes == 6
+
+
+def test_weights_that_go_on_changing_fill_no_memory(tiny: Any, draw: Any, photo: Any) -> None:
+    """Without a budget: what the last 8 states of the network left stays, as two adapters in turn would want it."""
+    pipe = make("sd")
+    with vf.fabric(pipe, liked=[photo(1)]) as session:
+        for _ in range(10):
+            draw(pipe)
+            with torch.no_grad():
+                pipe.unet.conv_in.bias.mul_(0.99)
+        assert session.passes == 30
+        assert len(session.bank) == 24
+
+
 def test_a_small_budget_changes_nothing_but_time(tiny: Any, draw: Any, photo: Any) -> None:
     """50 references: what does not fit is computed at each step, and one warning says so."""
     pipe, many = tiny("sd"), [photo(i) for i in range(50)]

@@ -41,6 +41,8 @@ class EvaluateSettings(Frozen):
     """classifier-free guidance; the model's own when left out"""
     batch_size: int | None = Field(default=None, ge=1)
     """images drawn at once"""
+    processes: int = Field(default=1, ge=1)
+    """on a Linux CPU: processes that draw side by side, a core each; for small models"""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """precision of the networks"""
     device: str = "auto"
@@ -90,7 +92,7 @@ def measure(settings: EvaluateSettings, console: Console) -> dict[str, Any]:
     drawing = {"steps": settings.steps, "guidance": settings.guidance, "batch_size": settings.batch_size}
     given = {key: value for key, value in drawing.items() if value is not None}
     compared = CompareSettings.model_validate(
-        {"per_prompt": settings.per_prompt, "seed": settings.seed, "generate": given}
+        {"per_prompt": settings.per_prompt, "seed": settings.seed, "generate": given, "processes": settings.processes}
     )
     return compare(backbone, prompts, compared, panel, settings.out, console.progress)
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from visfeedback.training.settings import TrainSettings
 
 
-AT_ONCE = 64  # pictures of 64 x 64 pixels that are drawn together
+AT_ONCE = 32  # pictures of 64 x 64 pixels that a process draws together
+PROCESSES = 8  # at most so many draw side by side, a core each
 TIMES = (0.4, 1.0)  # what a picture shows is decided here
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")  # attention is few here
 
@@ -144,7 +145,10 @@ class River:
         s = self.settings
         prompts = evenly(world("shapes").prompts("train"), s.train_prompts, s.seed)
         drawing = GenerateSettings(steps=s.train_drawing_steps, batch_size=AT_ONCE)
-        generate(load_pipeline(s.model), prompts, s.train_images, s.seed, self.images, drawing, self.console.progress)
+        generate(
+            load_pipeline(s.model), prompts, s.train_images, s.seed, self.images, drawing, self.console.progress,
+            processes=PROCESSES,
+        )  # fmt: skip
 
     def ask(self) -> int:
         """``store.db``: the images and what simulated people say about their pairs; returns the number of answers."""
@@ -206,7 +210,7 @@ class River:
         return EvaluateSettings(
             model=s.model, adapter=str(self.adapter), prompts=f"shapes:heldout:{s.test_prompts}", reward=s.reward,
             judge="verifier:shapes", out=self.pictures, per_prompt=s.test_images, seed=s.seed, steps=s.drawing_steps,
-            batch_size=AT_ONCE,
+            batch_size=AT_ONCE, processes=PROCESSES,
         )  # fmt: skip
 
     def write(self, compared: dict[str, Any], said: str) -> dict[str, Any]:

@@ -56,6 +56,8 @@ class CompareSettings(Frozen):
     """images, intervals and the order in which a judge sees the sides follow from it"""
     generate: GenerateSettings = GenerateSettings()
     """steps, guidance, size, batch"""
+    processes: int = Field(default=1, ge=1)
+    """copies of the process that draw side by side on a Linux CPU"""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def draw(
         with backbone.weights(weights):
             samples = generate(
                 backbone, prompts, settings.per_prompt, settings.seed, out / side, settings.generate,
-                _saying(progress, f"drawing with the {side} model"),
+                _saying(progress, f"drawing with the {side} model"), processes=settings.processes,
             )  # fmt: skip
         drawn[side] = [s.model_copy(update={"path": f"{side}/{s.path}"}) for s in samples]
     if [(s.prompt_id, s.seed) for s in drawn["base"]] != [(s.prompt_id, s.seed) for s in drawn["tuned"]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 
 from visfeedback.plugins import InputError
+from visfeedback.sampling import hands
 from visfeedback.sampling.crew import Crew
 from visfeedback.sampling.render import GenerateSettings, render, resolve
 from visfeedback.sampling.samples import SAMPLES
@@ -74,12 +76,15 @@ def generate(
     progress: Progress = silent,
     call: Mapping[str, Any] | None = None,
     crew: Crew | None = None,
+    processes: int = 1,
 ) -> list[Sample]:
     """Draw what is missing in ``out`` and return the samples of these prompts in the order of ``plan``.
 
     ``source`` is a loaded pipeline, a backbone (both know their model, revision and adapter) or a bare pipeline.
     ``call``: JSON values about what else the images depend on, for ``Sample.call`` and the folder's recipe.
     ``crew``: the processes that draw together, all of which call this; those of the launcher when left out.
+    ``processes``: on a Linux CPU so many copies of this process draw side by side, a core each, at most as many as
+    torch has threads; small models gain from it, and no image depends on it. A crew draws without copies.
     A batch's images are written first and listed after that: a killed run loses one batch at most and lists no image
     twice. Raises InputError when ``out`` holds images made otherwise or another process is drawing there, OSError when
     it cannot be written.
@@ -101,6 +106,12 @@ def generate(
         mine, there = missing[crew.rank :: crew.size], len(jobs) - len(missing)
         with progress("drawing images", there + len(mine)) as advance:
             advance(there)
+            count = hands.processes(processes, origin.pipe.device) if crew.size == 1 else 1
+            if count > 1:
+                _draw_side_by_side(count, origin, mine, settings, call, out, advance)
+                _tidy(out, jobs)
+                done = _listed(out)
+                mine = [job for job in mine if job.path not in done]  # a copy failed: its error is met here
             for samples in _drawn(origin, mine, settings, call, out):
                 append_jsonl(out / (PART.format(crew.rank) if crew.size > 1 else SAMPLES), samples)
                 advance(len(samples))
@@ -109,6 +120,22 @@ def generate(
             crew.first(lambda: _tidy(out, jobs))
         done = _listed(out)
     return [done[job.path] for job in jobs]
+
+
+def _draw_side_by_side(
+    count: int, origin: Origin, jobs: Sequence[Job], settings: GenerateSettings, call: Mapping[str, Any] | None,
+    out: Path, advance: hands.Advance,
+) -> None:  # fmt: skip
+    """Batches by several processes of this machine, each with a list of its own."""
+    size = min(settings.batch_size, math.ceil(len(jobs) / count))
+    batches = [jobs[start : start + size] for start in range(0, len(jobs), max(size, 1))]
+
+    def work(process: int, batch: Sequence[Job]) -> int:
+        for samples in _drawn(origin, batch, settings, call, out):
+            append_jsonl(out / PART.format(process), samples)
+        return len(batch)
+
+    hands.together(count, batches, work, advance)
 
 
 def _drawn(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -53,15 +53,14 @@ class Bank:
             return None
         return {name: (_out(k, device), _out(v, device)) for name, (k, v) in entry.items()}
 
-    def put(self, key: Hashable, layers: Layers, stale: Callable[[Hashable], bool]) -> bool:
+    def put(self, key: Hashable, layers: Layers, stale: Callable[[Any], bool]) -> bool:
         """Keep an entry if it fits, dropping those that are ``stale`` if it must; say whether it is kept."""
         if self.keep == "nothing" or key in self._entries:
             return key in self._entries
         entry = {name: (self._in(k), self._in(v)) for name, (k, v) in layers.items()}
         size = sum(_size(tensor) for pair in entry.values() for tensor in pair)
         if not self._fits(size):
-            for old in [old for old in self._entries if stale(old)]:
-                self.drop(old)
+            self.drop_where(stale)
         if not self._fits(size):
             return False
         self._entries[key] = entry
@@ -77,6 +76,10 @@ class Bank:
     def drop(self, key: Hashable) -> None:
         entry = self._entries.pop(key, {})
         self.bytes -= sum(_size(tensor) for pair in entry.values() for tensor in pair)
+
+    def drop_where(self, chosen: Callable[[Any], bool]) -> None:
+        for key in [key for key in self._entries if chosen(key)]:
+            self.drop(key)
 
     def clear(self) -> None:
         self._entries.clear()

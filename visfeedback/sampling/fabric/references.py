@@ -74,10 +74,12 @@ def rgb(image: Image.Image) -> Image.Image:
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))
+        eight = image.mode == "I" and values.max() <= 255  # what PIL's own conversions to I make of 8 bits
+        image = Image.fromarray(np.clip(np.round(values / (1 if eight else 257)), 0, 255).astype(np.uint8))
     elif image.mode == "F":
-        values = np.asarray(image)
-        image = Image.fromarray(np.clip(np.nan_to_num(values), 0, 255).astype(np.uint8))
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        scale = 255 if values.max() <= 1 else 1  # 0 to 1 as arrays have it, or 0 to 255 as PIL has it
+        image = Image.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

@@ -29,6 +29,9 @@ from visfeedback.sampling.fabric.seen import Arguments, Family, Seen, Text, cond
 from visfeedback.sampling.fabric.settings import FabricSettings, settings_of
 from visfeedback.sampling.fabric.weighting import Injection
 
+WAYS = 8
+"""Different sizes, weights and texts whose passes are kept side by side: weights in training never come back."""
+
 
 def fabric(
     pipe: Any,
@@ -74,6 +77,8 @@ class FabricSession:
         self.bank = Bank(settings.keep, settings.bits, budget)
         self._latents: dict[tuple[str, int, int, int], Tensor] = {}
         self._texts: dict[tuple[str, int, int], Text] = {}
+        self._ways: dict[tuple[Any, ...], None] = {}
+        self._own: Text | None = None
         self._processors: dict[str, FabricProcessor] = {}
         self._layers: dict[str, Any] = {}
         self._memory: dict[str, Any] = {}
@@ -134,6 +139,7 @@ class FabricSession:
         arguments = dict(list(call.arguments.items())[1:])
         seen = self.family.see(self.pipe, arguments, self.settings, self._memory)
         self._begin()
+        self._hear(seen, arguments)
         step = self._step(seen.timestep)
         strength = strength_at(step, len(self.pipe.scheduler.timesteps), self.settings)
         plan = make_plan(seen, strength, self.liked, self.disliked, self.settings)
@@ -183,7 +189,7 @@ class FabricSession:
     def _begin(self) -> None:
         """Once for each call of the pipeline, known by its timesteps: what cannot change while it runs."""
         if self._run is not self.pipe.scheduler.timesteps:
-            self._run, self._said = self.pipe.scheduler.timesteps, None
+            self._run, self._said, self._own = self.pipe.scheduler.timesteps, None, None
             self._weights, self._eye = Watch([self.denoiser]), Watch([self.pipe.vae]).fingerprint()
             self._times = {_time(t) for t in self.pipe.scheduler.timesteps.tolist()}
 
@@ -196,8 +202,10 @@ class FabricSession:
         text, spoken = self._text(seen, arguments)
         scale = (arguments.get("cross_attention_kwargs") or arguments.get("joint_attention_kwargs") or {}).get("scale")
         device = device_of(self.pipe)
-        same = (*size, self._eye, self._weights.fingerprint(), tuple(self._layers))
-        rest = (_time(t), same, shares(self.pipe.scheduler, float(t)), spoken, scale, conditions(arguments))
+        drawn_so = (*size, self._eye, self._weights.fingerprint(), tuple(self._layers))
+        way = (*drawn_so, spoken, scale, conditions(arguments))
+        self._forget_beyond(way)
+        rest = (_time(t), way, shares(self.pipe.scheduler, float(t)))
         found = {ref.id: self.bank.get((ref.id, *rest), device) for ref in needed}
         missing = [ref for ref in needed if found[ref.id] is None]
         for start in range(0, len(missing), self.settings.reference_batch):
@@ -206,11 +214,20 @@ class FabricSession:
                 found[ref.id] = self._keep((ref.id, *rest), layers, device)
         return {ref: layers for ref, layers in found.items() if layers is not None}
 
+    def _forget_beyond(self, way: tuple[Any, ...]) -> None:
+        """Of all but the ways used last nothing stays in memory, also without a budget."""
+        self._ways.pop(way, None)
+        self._ways[way] = None
+        if len(self._ways) > WAYS:
+            oldest = next(iter(self._ways))
+            del self._ways[oldest]
+            self.bank.drop_where(lambda key: key[2] == oldest)
+
     def _keep(self, key: tuple[Any, ...], layers: Layers, device: torch.device) -> Layers:
         current = {ref.id for ref in (*self.liked, *self.disliked)}
 
         def stale(old: Any) -> bool:
-            """Of an image, a time, a size or weights that this call has no use for."""
+            """Of an image, a time, a size, weights or a text that this call has no use for."""
             return old[0] not in current or old[1] not in self._times or old[2] != key[2]
 
         kept = self.bank.put(key, layers, stale)
@@ -265,11 +282,16 @@ class FabricSession:
             self._latents[key] = encode(self.pipe, ref.image, size[0] * side, size[1] * side)
         return self._latents[key]
 
+    def _hear(self, seen: Seen, arguments: Arguments) -> None:
+        """Keep the text of the drawn image: FLUX with true CFG comes with the negative text in a call of its own."""
+        row = next((rows.start for branch, rows in seen.branches if branch == "positive"), None)
+        if self.settings.prompt is None and row is not None:
+            self._own = self.family.own_text(arguments, row)
+
     def _text(self, seen: Seen, arguments: Arguments) -> tuple[Text, int]:
         """The text of the reference passes, and a number that says which it is."""
         if self.settings.prompt is None:
-            row = next(rows.start for branch, rows in seen.branches if branch == "positive" or len(seen.branches) == 1)
-            own = self.family.own_text(arguments, row)
+            own = self.family.own_text(arguments, 0) if self._own is None else self._own
             return own, hash(tuple(value.float().cpu().numpy().tobytes() for value in own.values()))
         if self._said is None:
             self._said = self._given_text(self.settings.prompt, seen.text_tokens)
