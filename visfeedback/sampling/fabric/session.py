@@ -11,6 +11,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -135,7 +136,7 @@ class FabricSession:
             processor.injections = ()
         if (not self.liked and not self.disliked) or self.settings.strength == 0:
             return
-        call = inspect.signature(type(self.denoiser).forward).bind(self.denoiser, *args, **kwargs)
+        call = _signature(type(self.denoiser)).bind(self.denoiser, *args, **kwargs)
         arguments = dict(list(call.arguments.items())[1:])
         seen = self.family.see(self.pipe, arguments, self.settings, self._memory)
         self._begin()
@@ -191,6 +192,7 @@ class FabricSession:
         if self._run is not self.pipe.scheduler.timesteps:
             self._run, self._said, self._own = self.pipe.scheduler.timesteps, None, None
             self._weights, self._eye = Watch([self.denoiser]), Watch([self.pipe.vae]).fingerprint()
+            self._device = device_of(self.pipe)  # the pipeline walks through its networks for it
             self._times = {_time(t) for t in self.pipe.scheduler.timesteps.tolist()}
 
     @torch.no_grad()
@@ -201,7 +203,7 @@ class FabricSession:
         t = self.pipe.scheduler.timesteps[step - step % self.settings.stride]
         text, spoken = self._text(seen, arguments)
         scale = (arguments.get("cross_attention_kwargs") or arguments.get("joint_attention_kwargs") or {}).get("scale")
-        device = device_of(self.pipe)
+        device = self._device
         drawn_so = (*size, self._eye, self._weights.fingerprint(), tuple(self._layers))
         way = (*drawn_so, spoken, scale, conditions(arguments))
         self._forget_beyond(way)
@@ -303,6 +305,11 @@ class FabricSession:
         if key not in self._texts:
             self._texts[key] = self.family.encode_text(self.pipe, prompt, tokens)
         return self._texts[key], hash(key)
+
+
+@cache
+def _signature(kind: type[nn.Module]) -> inspect.Signature:
+    return inspect.signature(kind.forward)
 
 
 def _time(t: Any) -> float:
