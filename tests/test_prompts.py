@@ -95,6 +95,7 @@ def test_empty_and_impossible_sources(tmp_path: Path) -> None:
     for source, message in wrong.items():
         with pytest.raises(InputError, match=message):
             prompts.load(source)
+    assert prompts.load("[" * 100_000)[0].text
     with pytest.raises(InputError, match="limit 0"):
         prompts.load("a cat", limit=0)
     with pytest.raises(InputError, match="shapes"):

@@ -66,8 +66,8 @@ def _is_file_like(source: str) -> bool:
 def _is_list(source: str) -> bool:
     """A JSON list that somebody gave where one text belongs; `[cat:dog:0.5]` is a text that some programs know."""
     try:
-        return isinstance(json.loads(source), list)
-    except ValueError:
+        return source.lstrip().startswith("[") and isinstance(json.loads(source), list)
+    except (ValueError, RecursionError):
         return False
 
 

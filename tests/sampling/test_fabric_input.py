@@ -154,6 +154,12 @@ def test_whole_and_floating_numbers_keep_their_brightness(mode: str, value: floa
     assert rgb(Image.new(mode, (2, 1), value)).getpixel((1, 0)) == (200, 200, 200)
 
 
+def test_floating_numbers_beyond_their_range_are_cut() -> None:
+    """What resizing overshoots, and numbers that are none, make a picture no darker."""
+    values = np.array([[0.0, 0.5, 1.1, np.inf, np.nan]], dtype=np.float32)
+    assert [rgb(Image.fromarray(values)).getpixel((x, 0))[0] for x in range(5)] == [0, 128, 255, 255, 0]
+
+
 def test_a_weight_may_be_any_real_number(photo: Any) -> None:
     """float32 of numpy is no float of Python; scores of rewards are often that."""
     assert read_reference((photo(1), np.float32(0.5))).weight == 0.5

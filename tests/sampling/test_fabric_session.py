@@ -290,6 +290,11 @@ def test_weights_that_go_on_changing_fill_no_memory(tiny: Any, draw: Any, photo:
                 pipe.unet.conv_in.bias.mul_(0.99)
         assert session.passes == 30
         assert len(session.bank) == 24
+    with vf.fabric(pipe, liked=[photo(1)], prompt=None) as session:
+        for _ in range(2):
+            for number in range(10):  # texts are no states of the network
+                draw(pipe, f"{number} dogs", num_inference_steps=1)
+        assert session.passes == 10
 
 
 def test_a_small_budget_changes_nothing_but_time(tiny: Any, draw: Any, photo: Any) -> None:

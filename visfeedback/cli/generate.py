@@ -43,7 +43,7 @@ class Generate(Frozen):
     batch_size: int = Field(default=16, ge=1)
     """images drawn at once; halved when memory runs out"""
     processes: int = Field(default=1, ge=1)
-    """on a Linux CPU: processes that draw side by side, a core each; for small models"""
+    """on a Linux CPU: processes that draw side by side, a core each, at most OMP_NUM_THREADS; for small models"""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """precision of the networks"""
     device: str = "auto"

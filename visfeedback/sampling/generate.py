@@ -83,11 +83,12 @@ def generate(
     ``source`` is a loaded pipeline, a backbone (both know their model, revision and adapter) or a bare pipeline.
     ``call``: JSON values about what else the images depend on, for ``Sample.call`` and the folder's recipe.
     ``crew``: the processes that draw together, all of which call this; those of the launcher when left out.
-    ``processes``: on a Linux CPU so many copies of this process draw side by side, a core each, at most as many as
-    torch has threads; small models gain from it, and no image depends on it. A crew draws without copies.
-    A batch's images are written first and listed after that: a killed run loses one batch at most and lists no image
-    twice. Raises InputError when ``out`` holds images made otherwise or another process is drawing there, OSError when
-    it cannot be written.
+    ``processes``: on a Linux CPU so many draw side by side, a core each, at most as many as torch has threads; small
+    models gain from it, and no image depends on it. A crew draws without copies.
+    A batch's images are written first and listed after that: a killed run loses one batch of each process at most and
+    lists no image twice; lists of several processes become one when all is drawn, and in the next run after a kill.
+    Raises InputError when ``out`` holds images made otherwise or another process is drawing there, OSError when it
+    cannot be written.
     """
     out, origin, crew = Path(out), Origin.of(source), crew or Crew.of_launcher()
     settings = resolve(settings or GenerateSettings(), origin.pipe)
@@ -106,12 +107,8 @@ def generate(
         mine, there = missing[crew.rank :: crew.size], len(jobs) - len(missing)
         with progress("drawing images", there + len(mine)) as advance:
             advance(there)
-            count = hands.processes(processes, origin.pipe.device) if crew.size == 1 else 1
-            if count > 1:
-                _draw_side_by_side(count, origin, mine, settings, call, out, advance)
-                _tidy(out, jobs)
-                done = _listed(out)
-                mine = [job for job in mine if job.path not in done]  # a copy failed: its error is met here
+            if crew.size == 1 and processes > 1:
+                mine = _side_by_side(processes, origin, mine, settings, call, out, advance)
             for samples in _drawn(origin, mine, settings, call, out):
                 append_jsonl(out / (PART.format(crew.rank) if crew.size > 1 else SAMPLES), samples)
                 advance(len(samples))
@@ -122,20 +119,35 @@ def generate(
     return [done[job.path] for job in jobs]
 
 
-def _draw_side_by_side(
-    count: int, origin: Origin, jobs: Sequence[Job], settings: GenerateSettings, call: Mapping[str, Any] | None,
+def _side_by_side(
+    processes: int, origin: Origin, jobs: Sequence[Job], settings: GenerateSettings, call: Mapping[str, Any] | None,
     out: Path, advance: hands.Advance,
-) -> None:  # fmt: skip
-    """Batches by several processes of this machine, each with a list of its own."""
-    size = min(settings.batch_size, math.ceil(len(jobs) / count))
-    batches = [jobs[start : start + size] for start in range(0, len(jobs), max(size, 1))]
+) -> Sequence[Job]:  # fmt: skip
+    """Batches by several processes of this machine, each with a list of its own; returns what they left undone."""
+    count = hands.processes(processes, torch.device(getattr(origin.pipe, "_execution_device", origin.pipe.device)))
+    if count == 1:
+        return jobs
+    size, told = max(1, min(settings.batch_size, math.ceil(len(jobs) / count))), 0
+    batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
 
     def work(process: int, batch: Sequence[Job]) -> int:
         for samples in _drawn(origin, batch, settings, call, out):
             append_jsonl(out / PART.format(process), samples)
         return len(batch)
 
-    hands.together(count, batches, work, advance)
+    def tell(more: int) -> None:
+        nonlocal told
+        told += more
+        advance(more)
+
+    try:
+        hands.together(count, batches, work, tell)
+    finally:
+        _tidy(out, jobs)
+    done = _listed(out)
+    left = [job for job in jobs if job.path not in done]
+    advance(len(jobs) - len(left) - told)  # a part that was given up halfway
+    return left
 
 
 def _drawn(
@@ -253,6 +265,8 @@ def _listed(out: Path) -> dict[str, Sample]:
 def _tidy(out: Path, jobs: Sequence[Job]) -> None:
     """One list: the lists of single processes join it in the order of ``jobs``, as if one had drawn them all, and rows
     whose image has been deleted leave it, to be made again."""
+    for half in (out / "images").glob(".*.png.*"):  # of a process that was killed while it wrote
+        half.unlink(missing_ok=True)
     file, parts = out / SAMPLES, sorted(out.glob(PART.format("*")))
     listed = list(read_jsonl(file, Sample)) if file.exists() else []
     place = {job.path: number for number, job in enumerate(jobs)}

@@ -8,7 +8,7 @@ Linux and CPU only: elsewhere this process does all. May import: types, torch.
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
+import mmap
 import os
 import signal
 import sys
@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -24,9 +24,10 @@ Part = TypeVar("Part")
 Advance = Callable[[int], None]
 
 PATIENCE = 60.0
-"""seconds, beside ten times the longest part, that a copy may take for its last part before it is given up"""
+"""seconds, beside ten times the longest part, that copies may take for their last parts before they are given up"""
 DIE_WITH_PARENT = 1
 """PR_SET_PDEATHSIG of prctl(2)"""
+NUMBER = 8  # bytes
 
 
 def processes(asked: int, device: torch.device) -> int:
@@ -37,62 +38,96 @@ def processes(asked: int, device: torch.device) -> int:
 
 
 def together(count: int, parts: Sequence[Part], work: Callable[[int, Part], int], advance: Advance) -> None:
-    """``work(process, part)`` for each of ``parts`` by whichever of ``count`` processes is free; 0 is this process.
+    """``work(process, part)`` for ``parts``: process p of ``count`` takes every ``count``-th from p on, 0 is this one.
 
-    ``work`` must leave its result in files; it returns how much it did, for ``advance``. A copy that fails or dies
-    leaves its part undone and says nothing: look at what is missing afterwards. What this process raises is raised.
+    ``work`` must leave its result in files; it returns how much it did, for ``advance``. A copy that cannot be made,
+    fails, dies or hangs leaves parts undone and says nothing: look at what is missing afterwards. What this process
+    raises is raised. Nothing is waited for that a copy could take with it: there is no lock between them.
     """
-    if min(count, len(parts)) <= 1:
+    count = min(count, len(parts))
+    if count <= 1:
         for part in parts:
             advance(work(0, part))
         return
-    fork = multiprocessing.get_context("fork")
-    taken, done, told = fork.Value("q", 0), fork.Value("q", 0), 0
-    longest = 0.0
+    done, told, longest = Tally(count), 0, 0.0
 
-    def help_out(process: int) -> Iterator[None]:
-        while (number := _count(taken, 1)) < len(parts):
-            _count(done, work(process, parts[number]))
+    def share(process: int) -> Iterator[None]:
+        for part in parts[process::count]:
+            done.add(process, work(process, part))
             yield
 
-    with one_thread(), _copies(fork, range(1, min(count, len(parts))), help_out) as copies:
+    with one_thread(), _copies(range(1, count), share) as copies:
         began = time.monotonic()
-        for _ in help_out(0):
+        for _ in share(0):
             longest, began = max(longest, time.monotonic() - began), time.monotonic()
-            advance(done.value - told)
-            told = done.value
-        for copy in copies:
-            copy.join(PATIENCE + 10 * longest)
-        advance(done.value - told)
+            advance(done.sum - told)
+            told = done.sum
+        deadline = time.monotonic() + PATIENCE + 10 * longest
+        while (working := [copy for copy in copies if not _ended(copy)]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            advance(done.sum - told)
+            told = done.sum
+        copies[:] = working
+        advance(done.sum - told)
+
+
+class Tally:
+    """A number for each process, in memory that all share; each writes its own, so nobody has to wait."""
+
+    def __init__(self, count: int) -> None:
+        self._memory = mmap.mmap(-1, NUMBER * count)
+        self._count = count
+
+    def add(self, process: int, more: int) -> None:
+        self._put(process, self._get(process) + more)
+
+    @property
+    def sum(self) -> int:
+        return sum(map(self._get, range(self._count)))
+
+    def _get(self, process: int) -> int:
+        return int.from_bytes(self._memory[NUMBER * process : NUMBER * (process + 1)])
+
+    def _put(self, process: int, value: int) -> None:
+        self._memory[NUMBER * process : NUMBER * (process + 1)] = value.to_bytes(NUMBER)
 
 
 @contextmanager
-def _copies(fork: Any, numbers: Sequence[int], help_out: Callable[[int], Iterator[None]]) -> Iterator[list[Any]]:
-    """Copies of this process at work; gone when the block ends, however it ends."""
+def _copies(numbers: Sequence[int], share: Callable[[int], Iterator[None]]) -> Iterator[list[int]]:
+    """Process ids of copies at work; gone when the block ends, however it ends. As many as the system allows."""
     parent = os.getpid()
-
-    def live(number: int) -> None:
-        _die_with(parent)
-        try:
-            for _ in help_out(number):
-                pass
-        except BaseException:  # the parent will do the part and meet the error itself
-            os._exit(1)
-        os._exit(0)  # and not by way of the parent's exit handlers and half-filled buffers
-
-    copies = [fork.Process(target=live, args=(number,), daemon=True) for number in numbers]
+    copies: list[int] = []
     try:
         with warnings.catch_warnings():
-            # Other threads do not live on in a copy, which touches nothing that they might hold: it draws and writes.
+            # Other threads do not live on in a copy, which uses nothing that they might hold: it draws and writes.
             warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
-            for copy in copies:
-                copy.start()
+            for number in numbers:
+                try:
+                    copy = os.fork()
+                except OSError:  # no more processes, or no memory: those that are there do the work
+                    break
+                if copy == 0:
+                    _live(parent, share, number)
+                copies.append(copy)
         yield copies
     finally:
         for copy in copies:
-            if copy.pid is not None:
-                copy.kill()
-                copy.join()
+            if not _ended(copy):
+                os.kill(copy, signal.SIGKILL)
+                os.waitpid(copy, 0)
+
+
+def _live(parent: int, share: Callable[[int], Iterator[None]], number: int) -> None:
+    """All that a copy does; it ends here, and not by way of the parent's exit handlers and half-filled buffers."""
+    try:
+        _die_with(parent)
+        with open(os.devnull, "w") as nowhere:
+            sys.stdout = sys.stderr = nowhere  # the parent's screen has a lock that a lost thread may hold
+            for _ in share(number):
+                pass
+        os._exit(0)
+    except BaseException:  # the parent will do the part and meet the error itself
+        os._exit(1)
 
 
 def _die_with(parent: int) -> None:
@@ -101,6 +136,14 @@ def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != parent:  # it has died already
         os._exit(1)
+
+
+def _ended(copy: int) -> bool:
+    """Whether a copy has ended; it is then taken off the system's list."""
+    try:
+        return os.waitpid(copy, os.WNOHANG)[0] == copy
+    except ChildProcessError:  # taken off already
+        return True
 
 
 @contextmanager
@@ -112,11 +155,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _count(counter: Any, more: int) -> int:
-    """Add; returns the value before."""
-    with counter.get_lock():
-        before = counter.value
-        counter.value = before + more
-    return before

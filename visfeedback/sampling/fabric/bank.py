@@ -1,9 +1,9 @@
 """Keys and values of references that are kept for their next use, within a memory budget.
 
 They depend on (image, size, timestep, noise, text, conditions, weights, layers) and on nothing of the drawn image, so a
-batch, other prompts, seeds and later rounds use them again. Beyond the budget nothing is kept and nothing is thrown
-away but what the present call has no use for: a step's references come round in a cycle, of which "the least recently
-used" would always be the next one needed. May import: torch.
+batch, other prompts, seeds and later rounds use them again. What belongs to weights of long ago goes. Beyond the budget
+nothing is kept and nothing is thrown away but what the present call has no use for: a step's references come round in a
+cycle, of which "the least recently used" would always be the next one needed. May import: torch.
 """
 
 from __future__ import annotations

@@ -77,8 +77,10 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         eight = image.mode == "I" and values.max() <= 255  # what PIL's own conversions to I make of 8 bits
         image = Image.fromarray(np.clip(np.round(values / (1 if eight else 257)), 0, 255).astype(np.uint8))
     elif image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        scale = 255 if values.max() <= 1 else 1  # 0 to 1 as arrays have it, or 0 to 255 as PIL has it
+        values = np.asarray(image, dtype=np.float64)
+        highest = np.max(values, initial=0, where=np.isfinite(values))
+        scale = 255 if highest <= 2 else 1  # 0 to 1 as arrays have it, resizing overshoots; or 0 to 255 as PIL has it
+        values = np.nan_to_num(values, posinf=255)
         image = Image.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         layer = image.convert("RGBA")

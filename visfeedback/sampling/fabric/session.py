@@ -30,8 +30,8 @@ from visfeedback.sampling.fabric.seen import Arguments, Family, Seen, Text, cond
 from visfeedback.sampling.fabric.settings import FabricSettings, settings_of
 from visfeedback.sampling.fabric.weighting import Injection
 
-WAYS = 8
-"""Different sizes, weights and texts whose passes are kept side by side: weights in training never come back."""
+STATES = 8
+"""Different weights whose passes are kept side by side: weights in training never come back."""
 
 
 def fabric(
@@ -78,7 +78,7 @@ class FabricSession:
         self.bank = Bank(settings.keep, settings.bits, budget)
         self._latents: dict[tuple[str, int, int, int], Tensor] = {}
         self._texts: dict[tuple[str, int, int], Text] = {}
-        self._ways: dict[tuple[Any, ...], None] = {}
+        self._states: dict[int, None] = {}
         self._own: Text | None = None
         self._processors: dict[str, FabricProcessor] = {}
         self._layers: dict[str, Any] = {}
@@ -192,6 +192,7 @@ class FabricSession:
         if self._run is not self.pipe.scheduler.timesteps:
             self._run, self._said, self._own = self.pipe.scheduler.timesteps, None, None
             self._weights, self._eye = Watch([self.denoiser]), Watch([self.pipe.vae]).fingerprint()
+            self._latents = {key: value for key, value in self._latents.items() if key[-1] == self._eye}
             self._device = device_of(self.pipe)  # the pipeline walks through its networks for it
             self._times = {_time(t) for t in self.pipe.scheduler.timesteps.tolist()}
 
@@ -204,10 +205,10 @@ class FabricSession:
         text, spoken = self._text(seen, arguments)
         scale = (arguments.get("cross_attention_kwargs") or arguments.get("joint_attention_kwargs") or {}).get("scale")
         device = self._device
-        drawn_so = (*size, self._eye, self._weights.fingerprint(), tuple(self._layers))
-        way = (*drawn_so, spoken, scale, conditions(arguments))
-        self._forget_beyond(way)
-        rest = (_time(t), way, shares(self.pipe.scheduler, float(t)))
+        weights = self._weights.fingerprint()
+        self._forget_beyond(weights)
+        same = (weights, *size, self._eye, tuple(self._layers))
+        rest = (_time(t), same, shares(self.pipe.scheduler, float(t)), spoken, scale, conditions(arguments))
         found = {ref.id: self.bank.get((ref.id, *rest), device) for ref in needed}
         missing = [ref for ref in needed if found[ref.id] is None]
         for start in range(0, len(missing), self.settings.reference_batch):
@@ -216,20 +217,20 @@ class FabricSession:
                 found[ref.id] = self._keep((ref.id, *rest), layers, device)
         return {ref: layers for ref, layers in found.items() if layers is not None}
 
-    def _forget_beyond(self, way: tuple[Any, ...]) -> None:
-        """Of all but the ways used last nothing stays in memory, also without a budget."""
-        self._ways.pop(way, None)
-        self._ways[way] = None
-        if len(self._ways) > WAYS:
-            oldest = next(iter(self._ways))
-            del self._ways[oldest]
-            self.bank.drop_where(lambda key: key[2] == oldest)
+    def _forget_beyond(self, weights: int) -> None:
+        """Of all but the weights used last nothing stays in memory, also without a budget."""
+        self._states.pop(weights, None)
+        self._states[weights] = None
+        if len(self._states) > STATES:
+            oldest = next(iter(self._states))
+            del self._states[oldest]
+            self.bank.drop_where(lambda key: key[2][0] == oldest)
 
     def _keep(self, key: tuple[Any, ...], layers: Layers, device: torch.device) -> Layers:
         current = {ref.id for ref in (*self.liked, *self.disliked)}
 
         def stale(old: Any) -> bool:
-            """Of an image, a time, a size, weights or a text that this call has no use for."""
+            """Of an image, a time, a size or weights that this call has no use for."""
             return old[0] not in current or old[1] not in self._times or old[2] != key[2]
 
         kept = self.bank.put(key, layers, stale)
@@ -303,6 +304,7 @@ class FabricSession:
         encoders = [part for name, part in self.pipe.components.items() if name.startswith("text_encoder") and part]
         key = (prompt, tokens, Watch(encoders).fingerprint())
         if key not in self._texts:
+            self._texts = {old: value for old, value in self._texts.items() if old[-1] == key[-1]}
             self._texts[key] = self.family.encode_text(self.pipe, prompt, tokens)
         return self._texts[key], hash(key)
 

@@ -34,7 +34,7 @@ class FabricSettings(Frozen):
     """names of attention layers, with wildcards: `mid_block*`, `up_blocks*`, `transformer_blocks*`"""
     prompt: str | None = ""
     """text of the reference passes; None = the text of the drawn image itself (of the batch's first), so that the
-    passes belong to that prompt alone"""
+    passes belong to that prompt alone; FLUX under `branches` negative-first begins with the negative one's"""
     seed: int = Field(default=0, ge=0)
     """the references' noise follows from it, the image and the step"""
     noise: Literal["fresh", "fixed"] = "fresh"
