@@ -51,6 +51,7 @@ def test_wrong_references_are_one_line(tiny_sd: Path, tmp_path: Path, capsys: py
         (("--like", "https://example.org/a.png"), "is an address"),
         (("--fabric.strength", 2), "strength"),
         (("--fabric.window", 0.9, 0.1), "start <= end"),
+        (("--fabric.strength", 0.3), "give --like or --dislike"),
     ):
         assert run(*call, *flags) == 2, flags
         line = capsys.readouterr().err
@@ -58,3 +59,24 @@ def test_wrong_references_are_one_line(tiny_sd: Path, tmp_path: Path, capsys: py
         assert line.count("\n") == 1
         assert words in line
     assert not (tmp_path / "out").exists()
+
+
+def test_the_text_of_the_image_itself_is_no_neighbours(tiny_sd: Path, tmp_path: Path) -> None:
+    """Under --fabric.prompt None an image is the same whatever else is drawn in its run."""
+    Image.new("RGB", (20, 16), "red").save(tmp_path / "red.png")
+    (tmp_path / "p.txt").write_text("two blue cups\na red dog\n")
+    call = (
+        "--model",
+        tiny_sd,
+        "--steps",
+        2,
+        "--device",
+        "cpu",
+        "--like",
+        tmp_path / "red.png",
+        "--fabric.prompt",
+        None,
+    )
+    assert run(*call, "--prompts", tmp_path / "p.txt", "--out", tmp_path / "two") == 0
+    assert run(*call, "--prompts", "a red dog", "--out", tmp_path / "one") == 0
+    assert read_samples(tmp_path / "two")[1].id == read_samples(tmp_path / "one")[0].id

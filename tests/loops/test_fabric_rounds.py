@@ -147,6 +147,8 @@ def test_wrong_users_and_folders(settings: Settings, tmp_path: Path) -> None:
             invite(UserSettings(**user), lambda prompt: Image.new("RGB", (8, 8)), "cpu")
     with pytest.raises(InputError, match="expected weights"):
         config.build(UserSettings, {"tastes": {"big": 0.0}}, "test")
+    with pytest.raises(InputError, match=r"likes 9 \+ dislikes 9 are more than the 2 images"):
+        config.build(Settings, {"loop": {"images": 2, "likes": 9, "dislikes": 9}}, "test")
     (tmp_path / "notes.txt").write_text("mine")
     for resume in (False, True):
         with pytest.raises(InputError):

@@ -194,3 +194,45 @@ def test_the_cap_shares_what_it_allows() -> None:
     assert capped([0.5, 0.25], 1.0) == [0.5, 0.25]
     assert capped([1.0, 3.0], 2.0) == [0.5, 1.5]
     assert capped([1.0, 3.0], None) == [1.0, 3.0]
+
+
+def test_references_put_into_the_lists_by_hand(tiny: Any, draw: Any, photo: Any) -> None:
+    """As the session says: the lists may be changed; weights in every way of saying them."""
+    pipe = tiny("sd")
+    with vf.fabric(pipe, liked=[(photo(1), 0.5)]) as session:
+        expected = draw(pipe)
+        session.liked[:] = [(photo(1), 0.5)]
+        assert torch.equal(draw(pipe), expected)
+        session.liked.clear()
+        session.like((photo(1), 0.5))
+        assert torch.equal(draw(pipe), expected)
+        session.liked.append(3)
+        with pytest.raises(InputError, match="a reference is int"):
+            draw(pipe)
+
+
+def test_processors_changed_inside_the_block(tiny: Any, draw: Any, photo: Any) -> None:
+    pipe = make("sd")
+    with pytest.raises(InputError, match="changed inside the fabric block"), vf.fabric(pipe, liked=[photo(1)]):
+        pipe.enable_attention_slicing()
+        draw(pipe)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"generator": [torch.Generator()]}, "generator is list; expected one"),
+        ({"family": 3}, "family is int; expected a module"),
+        ({"window": (0,)}, "window = .*; expected two numbers"),
+        ({"window": 0.5}, "window = 0.5; expected two numbers"),
+        ({"liked": ""}, "a reference has no name"),
+    ],
+)
+def test_knobs_of_the_wrong_kind_are_one_line(knobs: dict[str, Any], words: str, tiny: Any) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        vf.fabric(tiny("sd"), **knobs)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_layer_name_is_a_list_of_one() -> None:
+    assert settings_of({"layers": "mid_block*"}).layers == ("mid_block*",)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from visfeedback.cli.console import Console, parse
+from visfeedback.plugins import InputError
 from visfeedback.sampling.fabric.settings import FabricSettings
 from visfeedback.types.records import Frozen, Prompt
 
@@ -71,6 +72,10 @@ def run(args: list[str], console: Console) -> dict[str, Any]:
     settings = GenerateSettings(**flags.model_dump(include=shared))
     asked = [_with_negative(prompt, flags.negative) for prompt in prompts.load(flags.prompts)]
     liked, disliked = read_references(flags.like), read_references(flags.dislike)
+    if not liked and not disliked and flags.fabric != FabricSettings():
+        raise InputError("--fabric says how references act, and there are none; give --like or --dislike IMAGE")
+    if (liked or disliked) and flags.fabric.prompt is None:  # the passes have the batch's first text
+        settings = settings.model_copy(update={"batch_size": 1})
     loaded = load_pipeline(
         flags.model, adapter=flags.adapter, dtype=flags.dtype, device=flags.device, config=flags.config
     )

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from visfeedback import prompts as sources
 from visfeedback import rewards
@@ -66,6 +66,12 @@ class Loop(Frozen):
     """the reward whose image features say how alike images are"""
     seed: int = Field(default=0, ge=0)
     """all images and intervals follow from it"""
+
+    @model_validator(mode="after")
+    def _enough_images(self) -> Loop:
+        if self.likes + self.dislikes > self.images:
+            raise ValueError(f"likes {self.likes} + dislikes {self.dislikes} are more than the {self.images} images")
+        return self
 
 
 class Model(Frozen):

@@ -33,6 +33,8 @@ def find(pipe: Any, family: Family | None = None) -> Family:
             f"{type(pipe).__name__} draws with three branches; fabric knows a positive and a negative one: take the "
             "plain pipeline of this model"
         )
+    if family is not None and not hasattr(family, "PART"):
+        raise InputError(f"family is {type(family).__name__}; expected a module like visfeedback.sampling.fabric.sd3")
     choices = known() if family is None else [family]
     for choice in choices:
         part = getattr(pipe, choice.PART, None)

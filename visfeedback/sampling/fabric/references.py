@@ -109,10 +109,14 @@ def _open(source: Any, allow_urls: bool) -> Image.Image:
         return source
     if not isinstance(source, str | Path):
         raise InputError(f"a reference is {type(source).__name__}; expected a path, a PIL image or (image, weight)")
+    if not str(source).strip() or str(source) == ".":
+        raise InputError("a reference has no name; expected an image file")
     try:
         if str(source).startswith(("http://", "https://")):
             if not allow_urls:
-                raise InputError(f"reference {source} is an address; download it, or pass allow_urls=True")
+                raise InputError(
+                    f"reference {source} is an address; download it first (in Python allow_urls=True reads it)"
+                )
             file: Any = io.BytesIO(_download(str(source)))
         else:
             file = Path(source).expanduser()

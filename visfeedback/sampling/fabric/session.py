@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visfeedback.plugins import InputError
 from visfeedback.sampling.fabric import families
 from visfeedback.sampling.fabric.adapters import Watch
 from visfeedback.sampling.fabric.bank import Bank, Layers
@@ -52,6 +53,8 @@ def fabric(
     Raises InputError in one line for images, knobs or a pipeline that do not fit.
     """
     if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise InputError(f"generator is {type(generator).__name__}; expected one torch.Generator, or seed=0")
         knobs["seed"] = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
     session = FabricSession(pipe, settings_of(knobs), allow_urls, family)
     session.liked.extend(read_references(liked, allow_urls))
@@ -90,12 +93,12 @@ class FabricSession:
         self._full = False
 
     def like(self, image: Any, weight: float = 1.0) -> None:
-        """One more liked image, for the calls that follow."""
-        self.liked.append(read_reference((image, weight), self.allow_urls))
+        """One more liked image, for the calls that follow; also as (image, weight)."""
+        self.liked.append(read_reference((read_reference(image, self.allow_urls), weight)))
 
     def dislike(self, image: Any, weight: float = 1.0) -> None:
         """One more disliked image."""
-        self.disliked.append(read_reference((image, weight), self.allow_urls))
+        self.disliked.append(read_reference((read_reference(image, self.allow_urls), weight)))
 
     def record(self) -> dict[str, Any]:
         """What drawn images should say about the references: JSON values that tell one way of drawing from another."""
@@ -132,8 +135,16 @@ class FabricSession:
         """Ahead of each pass of the denoiser: tell the processors what to attend to."""
         if self._inside:
             return
-        for processor in self._processors.values():
+        for name, processor in self._processors.items():
+            if self._layers[name].processor is not processor:
+                raise InputError(
+                    f"the attention processor of {name} was changed inside the fabric block; call "
+                    "enable_attention_slicing, set_attn_processor and their like before `with`"
+                )
             processor.injections = ()
+        for references in (self.liked, self.disliked):
+            if not all(isinstance(one, Reference) for one in references):  # put in by hand
+                references[:] = [read_reference(one, self.allow_urls) for one in references]
         if (not self.liked and not self.disliked) or self.settings.strength == 0:
             return
         call = _signature(type(self.denoiser)).bind(self.denoiser, *args, **kwargs)
@@ -238,7 +249,7 @@ class FabricSession:
             self._full = True
             warnings.warn(
                 f"fabric: {self.settings.budget_mib:g} MiB hold {len(self.bank)} passes of references, the others are "
-                "computed at each step; raise budget_mib, or give stride=2, bits=8, reference_scale=0.5 or keep='cpu'",
+                "computed at each step; raise budget_mib, or give stride=2, bits=8 or reference_scale=0.5",
                 stacklevel=2,
             )
         back = self.bank.get(key, device) if kept else None

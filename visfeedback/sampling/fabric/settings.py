@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from visfeedback.plugins import InputError, nearest
 from visfeedback.types.records import Frozen
@@ -63,6 +63,11 @@ class FabricSettings(Frozen):
     budget_mib: float | None = Field(default=None, gt=0)
     """most memory for what is kept; what does not fit is computed again at each step, which changes nothing but time"""
 
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _one_name(cls, layers: Any) -> Any:
+        return (layers,) if isinstance(layers, str) else layers
+
     @model_validator(mode="after")
     def _ranges(self) -> FabricSettings:
         start, end = self.window
@@ -85,6 +90,9 @@ def settings_of(knobs: dict[str, Any]) -> FabricSettings:
         first = error.errors(include_url=False)[0]
         said = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         where = ".".join(map(str, first["loc"]))
+        if first["loc"][:1] == ("window",):
+            where, said = "window", "two numbers, 0 <= start <= end <= 1, like (0.0, 0.8)"
+            first["input"] = knobs["window"]
         raise InputError(
             f"fabric: {where} = {first['input']!r}; expected {said}" if where else f"fabric: {said}"
         ) from None
