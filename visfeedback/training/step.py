@@ -61,7 +61,7 @@ class Stepper:
         Raises NotFinite before anything changed when the loss or, without a loss scaler, the gradient is no number.
         """
         started, optim = time.perf_counter(), self.settings.optim
-        rows = [self._backward(step, micro) for micro in range(self.batches.calls)]
+        rows = [self.backward(step, micro) for micro in range(self.batches.calls)]
         metrics, stopping = self._mean(rows, stop())
         metrics |= self.state.get("metrics", {})
         metrics["grad_norm"] = self._clip()
@@ -75,7 +75,8 @@ class Stepper:
             self.average.update(self.backbone.named_parameters())
         return metrics | {"lr": rate, "step_seconds": time.perf_counter() - started}, stopping
 
-    def _backward(self, step: int, micro: int) -> dict[str, float]:
+    def backward(self, step: int, micro: int) -> dict[str, float]:
+        """Add the gradient of network call ``micro`` of a step, as its share of the step; its metrics."""
         calls, rank = self.batches.calls, self.accelerator.process_index
         last = micro == calls - 1
         batch = self.batches.batch(step, micro, rank).to(self.backbone.device)
