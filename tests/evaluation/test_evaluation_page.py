@@ -115,6 +115,17 @@ def test_the_whole_page_holds_result_command_and_limits(tmp_path):
         assert text in html
 
 
+def test_the_page_says_whose_memory_was_measured(tmp_path):
+    """Copies that drew beside are not in the number, so the page does not claim it for all of them."""
+    outcomes = _outcomes(tmp_path)
+    alone, beside = (
+        render_page(page.build(outcomes, _whole(outcomes) | more, tmp_path, Knobs(), "visfeedback evaluate", "about"))
+        for more in ({}, {"processes": 2})
+    )
+    assert "1.0 GiB at most" in alone and "in the first of" not in alone
+    assert "1.0 GiB at most in the first of up to 2 processes" in beside
+
+
 def test_a_page_without_a_verifier(tmp_path):
     outcomes = _outcomes(tmp_path, verified=False)
     html = render_page(page.build(outcomes, _whole(outcomes), tmp_path, Knobs(), "visfeedback evaluate", "about"))

@@ -78,8 +78,8 @@ def compare(
     """Draw both sides into ``out/base`` and ``out/tuned``, judge them, and return the summary (also in the page).
 
     ``backbone``: a Backbone with an adapter, its ``pipe``, ``model``, ``revision`` and ``adapter``. Every pair goes
-    to ``out/outcomes.jsonl``. ``seconds`` and ``peak_mib`` are of this call and this process. Missing a verifier,
-    accuracies are None and the difference is the first reward's, or the judge's.
+    to ``out/outcomes.jsonl``. ``seconds`` and ``peak_mib`` are of this call and this process, the first of up
+    to ``processes``. Missing a verifier, accuracies are None and the difference is the first reward's, or the judge's.
     Raises InputError for no prompts, nobody to judge, a reward that comes twice, or a prompt that somebody of the panel
     cannot read, before anything is drawn; and for an image that a reward has no score for.
     """
@@ -105,6 +105,7 @@ def compare(
         "revision": backbone.revision,
         "seconds": round(time.monotonic() - started, 2),
         "peak_mib": peak_mib(),
+        "processes": settings.processes,
     }
 
 

@@ -53,8 +53,9 @@ def numbers(summary: dict[str, Any]) -> list[Number]:
                             note=f"{images} images a side, categories weigh the same"))  # fmt: skip
     if summary["win_rate"] is not None:
         items.append(_win_number(summary))
-    items.append(Number("Time", duration(summary["seconds"]), interval=f"{summary['peak_mib'] / 1024:.1f} GiB at most",
-                        note=f"seed {summary['seed']}"))  # fmt: skip
+    first = f" in the first of up to {several} processes" if (several := summary.get("processes", 1)) > 1 else ""
+    memory = f"{summary['peak_mib'] / 1024:.1f} GiB at most{first}"
+    items.append(Number("Time", duration(summary["seconds"]), interval=memory, note=f"seed {summary['seed']}"))
     return items
 
 
