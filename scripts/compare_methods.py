@@ -10,8 +10,8 @@ for lee_rwr, human_d3po and dreamsync. Methods that learn from pairs first get i
 compared by a simulated person (--stored-...). Then the adapter, and weights kept on the way (--along), are judged
 against the base model, whose pictures are drawn once. Stop it as you like: the same command goes on, and what is done
 is not done again; more --methods, --seeds and --variant may come later. --variant NAME METHOD-OR-PRESET "FLAGS" is one
-more contestant. What finished is in OUT/summary.json, OUT/table.md (for docs) and OUT/report.html after every training;
-OUT/NAME-SEED/ has run/, evaluation/, along/, log.txt. Exit code 3: some contestants failed.
+more contestant. What finished is in OUT/summary.json, OUT/report.html, and for docs OUT/table.md and OUT/*.svg, after
+every training; OUT/NAME-SEED/ has run/, evaluation/, along/, log.txt. Exit code 3: some contestants failed.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ from visfeedback import prompts
 from visfeedback.cli import evaluate
 from visfeedback.cli.console import Console, calm
 from visfeedback.evaluation.contest import markdown, read_contestant, summarise
-from visfeedback.evaluation.contest_page import build
+from visfeedback.evaluation.contest_page import build, curves, gaming
 from visfeedback.plugins import InputError
-from visfeedback.report.page import write_page
+from visfeedback.report.page import picture, write_page
 from visfeedback.types.files import write_atomic, write_json
 from visfeedback.types.locks import only_writer
+
+FIGURES = ("curve_images.svg", "curve_seconds.svg", "gaming.svg")
 
 
 def main() -> int:
@@ -185,6 +187,8 @@ def report(
     write_json(options.out / "summary.json", summary)
     write_atomic(options.out / "table.md", markdown(methods))
     write_page(options.out / "report.html", build(methods, summary))
+    for name, figure in zip(FIGURES, (*curves(methods), gaming(methods)), strict=True):
+        write_atomic(options.out / name, picture(figure))
     if say:
         print(markdown(methods))
         console.info(f"report: {options.out / 'report.html'}, table: {options.out / 'table.md'}")

@@ -56,6 +56,7 @@ def test_methods_are_trained_judged_and_not_again(tiny_sd, tmp_path, compare):
     assert points[0]["drift"] == 0 < points[1]["drift"] and 0 < points[1]["seconds"] < points[2]["seconds"]
     assert "| best-of | compressibility |" in (out / "table.md").read_text()
     assert "best-of, seed 1" in (out / "report.html").read_text()
+    assert all((out / name).read_text().startswith("<svg xmlns") for name in ("curve_images.svg", "gaming.svg"))
     drawn = list((out / "base").rglob("*.png"))
     assert len(drawn) == 14 and len(list((out / "best-of-1/along/step-2/tuned").rglob("*.png"))) == 7
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if path.suffix in (".png", ".safetensors")}

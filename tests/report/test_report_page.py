@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
@@ -25,7 +26,7 @@ from visfeedback.report.blocks import (
 )
 from visfeedback.report.curves import training_curves
 from visfeedback.report.grids import before_after
-from visfeedback.report.page import Page, render_page, write_page
+from visfeedback.report.page import Page, picture, render_page, write_page
 from visfeedback.report.tables import settings_table
 from visfeedback.types.records import Frozen
 
@@ -134,6 +135,16 @@ def test_plots_take_their_colours_from_the_page(html):
     for placeholder in plots.COLOURS.values():
         assert placeholder not in html
     assert "var(--tuned)" in html
+
+
+def test_a_picture_stands_alone():
+    """Well-formed SVG: what it draws with is defined inside, in light and in dark."""
+    drawn = picture(plots.curve("loss", "Loss < 1", [1, 2], [0.7, 0.6]))
+    root = ElementTree.fromstring(drawn)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and "Loss < 1" in root.attrib["aria-label"]
+    used = set(re.findall(r"var\((--[\w-]+)\)", drawn))
+    light, dark = drawn.split("prefers-color-scheme: dark")
+    assert used and all(f"{name}:" in part for name in used for part in (light, dark))
 
 
 def test_the_same_page_is_the_same_bytes():

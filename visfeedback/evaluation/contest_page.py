@@ -11,7 +11,7 @@ from typing import Any
 from visfeedback.evaluation.contest import HEAD, between, table
 from visfeedback.evaluation.words import about, duration, minus, percent
 from visfeedback.report import lines
-from visfeedback.report.blocks import Block, Command, Figures, Section, Table, Text
+from visfeedback.report.blocks import Block, Command, Figure, Figures, Section, Table, Text
 from visfeedback.report.page import Page
 
 Methods = Mapping[str, Mapping[str, Any]]
@@ -23,8 +23,8 @@ def build(methods: Methods, summary: Mapping[str, Any]) -> Page:
     sections = [
         Section("All methods", (Table(HEAD, tuple(table(methods)), _caption(summary)),)),
         Section("By category", (_categories(methods),), "Points of difference to the base, tuned minus base."),
-        Section("On the way", (Figures(_curves(methods)),), _way(methods)),
-        Section("Was the reward gamed?", (Figures((_gaming(methods),)),), GAMING),
+        Section("On the way", (Figures(curves(methods)),), _way(methods)),
+        Section("Was the reward gamed?", (Figures((gaming(methods),)),), GAMING),
         Section("Each training", (_trainings(methods),)),
         Section("How it was measured", (Text(_notes(summary)),)),
         Section("Do it again", (Command(summary["command"]),)),
@@ -74,10 +74,11 @@ def _gain(entry: Mapping[str, Any] | None) -> str:
     return minus(f"{100 * entry['delta']:+.1f}{between(entry['ci95'], 100, '+.1f')}") if entry else ""
 
 
-def _curves(methods: Methods) -> tuple[Any, ...]:
+def curves(methods: Methods) -> tuple[Figure, ...]:
+    """The share that is fully right, over images drawn and over seconds."""
     mean = {name: _mean_points(found) for name, found in methods.items()}
     start = next(iter(mean.values()))[0]["accuracy"]
-    figures = list[Any]()
+    figures = list[Figure]()
     for over, words in (("images", "images drawn"), ("seconds", "seconds")):
         series = {name: [(one[over], 100 * one["accuracy"]) for one in points] for name, points in mean.items()}
         title, caption = f"Fully right over {words}", "Mean over seeds. Dashed: the base model."
@@ -100,7 +101,8 @@ def _way(methods: Methods) -> str:
     return "Weights kept on the way and at the end, judged on a part of the same held-out prompts."
 
 
-def _gaming(methods: Methods) -> Any:
+def gaming(methods: Methods) -> Figure:
+    """What the reward and the judge say over drift, a panel for each method."""
     groups = {
         name: {
             label: [[(point["drift"], point[key]) for point in one["points"]] for one in found["per_seed"].values()]

@@ -48,8 +48,9 @@ class DRaFT(Frozen):
     objective: Objective = Objective()
     checkpointing: bool = True
     """compute each step and the decoder again in the backward pass: memory of one step instead of K"""
-    guide_whole: bool = False
-    """with guidance: a gradient through the unconditional branch, too"""
+    guide_whole: bool = True
+    """with guidance: a gradient through the unconditional branch, too; without it each step multiplies the gradient by
+    about the scale, so that only `last` 1 can do without"""
 
     @model_validator(mode="after")
     def _one_step_for_low_variance(self) -> DRaFT:

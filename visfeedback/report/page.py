@@ -1,6 +1,7 @@
 """Write one self-contained HTML page: light and dark, phone and desktop, paper too; nothing is fetched from anywhere.
 
-What lives here: ``Page`` and ``write_page``. The blocks are in ``blocks.py``, their drawing in ``templates/``.
+What lives here: ``Page`` and ``write_page``, and ``picture`` for a figure outside a page. The blocks are in
+``blocks.py``, their drawing in ``templates/``.
 May import: types.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from visfeedback.report.blocks import Number, Section
+from visfeedback.report.blocks import Figure, Number, Section
 from visfeedback.types.files import write_atomic
 
 
@@ -42,6 +43,14 @@ def render_page(page: Page) -> str:
     """The page as one HTML text; all of its pictures, plots and styles are inside."""
     written = page.written or datetime.now(UTC)
     return _environment().get_template("page.html").render(page=page, written=written)
+
+
+def picture(figure: Figure) -> str:
+    """One figure as an SVG file of its own, in the colours of the page, light or dark as its reader has it."""
+    colours = _environment().get_template("colours.css").render()
+    style = f"<style>{colours} svg {{ background: var(--card) }}</style>"
+    opening, rest = figure.svg.removeprefix("<svg ").split(">", 1)
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {opening}>{style}{rest}'
 
 
 @cache
