@@ -49,6 +49,14 @@ def test_two_judges_and_the_best_that_pass():
     assert found == pytest.approx([2 - 1 / 3, 0, 2.0, 2 - 2 / 3, 0])
 
 
+def test_the_second_judge_may_count_for_less():
+    """Sums .5 + 3 w and .9 + w: the first is best at w = 1, the second at w = 0.1."""
+    judged = [Judged("p", 0.5, 3.0), Judged("p", 0.9, 1.0)]
+    weights = {weight: passing(judged, Filter(faithful_from=0.0, beautiful_from=0.0, beautiful_weight=weight))
+               for weight in (1.0, 0.1)}  # fmt: skip
+    assert weights == {1.0: [2.0, 1.5], 0.1: [1.5, 2.0]}
+
+
 def test_rounds_build_on_each_other(finished):
     out, summary = finished
     assert list(Stages(out).seconds) == STAGES
@@ -114,6 +122,6 @@ def test_judges_that_cannot_judge_are_one_line_before_anything_is_drawn(tiny_sd,
 
 def test_the_preset_fits_the_program():
     chosen = config.build(Settings, config.read_toml(PRESET), str(PRESET))
-    assert chosen.loop.rounds == 3
+    assert chosen.loop.rounds == 2
     assert chosen.evaluation.judge == "verifier:shapes"
     assert "shapes_verifier" not in (chosen.filter.faithful, chosen.filter.beautiful), "the judge must not filter"

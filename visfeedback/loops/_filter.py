@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from PIL import Image
+from pydantic import Field
 
 from visfeedback import rewards
 from visfeedback.types.records import Frozen, Prompt
@@ -35,6 +36,8 @@ class Filter(Frozen):
     """the second judge: aesthetic, pickscore, ..."""
     beautiful_from: float = 0.6
     """least score, in its own units"""
+    beautiful_weight: float = Field(default=1.0, ge=0)
+    """of the second judge's score in the sum that ranks the images of a prompt; for scores of another spread"""
 
     def load(self, prompts: Sequence[Prompt]) -> tuple[Any, Any]:
         """Both judges, shown every prompt, so that one they cannot read is an error before anything is drawn."""
@@ -49,6 +52,9 @@ class Filter(Frozen):
     def passes(self, one: Judged) -> bool:
         return one.faithful >= self.faithful_from and one.beautiful >= self.beautiful_from
 
+    def sum(self, one: Judged) -> float:
+        return one.faithful + self.beautiful_weight * one.beautiful
+
     def nothing(self, number: int, judged: Sequence[Judged]) -> str:
         """What to say when no image passes."""
         faithful, beautiful = max(one.faithful for one in judged), max(one.beautiful for one in judged)
@@ -61,14 +67,14 @@ class Filter(Frozen):
 
 def passing(judged: Sequence[Judged], settings: Filter) -> list[float]:
     """For each image 0 when it does not pass, else 1 to 2: 1 plus its place among the passing images of its prompt by
-    the sum of both scores, the best 2. The first of equal ones is the best."""
+    the weighted sum of both scores, the best 2. The first of equal ones is the best."""
     groups: dict[str, list[int]] = {}
     for row, one in enumerate(judged):
         if settings.passes(one):
             groups.setdefault(one.prompt_id, []).append(row)
     scores = [0.0] * len(judged)
     for rows in groups.values():
-        ordered = sorted(rows, key=lambda row: -(judged[row].faithful + judged[row].beautiful))
+        ordered = sorted(rows, key=lambda row: -settings.sum(judged[row]))
         for place, row in enumerate(ordered):
             scores[row] = 2.0 - place / len(rows)
     return scores
