@@ -34,7 +34,7 @@ from visfeedback.cli.console import Console, calm
 from visfeedback.evaluation.contest import markdown, read_contestant, summarise
 from visfeedback.evaluation.contest_page import build, curves, gaming
 from visfeedback.plugins import InputError
-from visfeedback.report.page import picture, write_page
+from visfeedback.report.page import standalone_svg, write_page
 from visfeedback.types.files import write_atomic, write_json
 from visfeedback.types.locks import only_writer
 
@@ -170,7 +170,7 @@ def interruptible() -> Iterator[None]:
 def report(
     options: argparse.Namespace, jobs: Sequence[Job], failed: dict[str, str], console: Console, say: bool = True
 ) -> None:
-    """summary.json, table.md and report.html of what is judged so far. Raises InputError when nothing is."""
+    """Pages, table and figures of what is judged so far. Raises InputError when nothing is."""
     finished = [job for job in jobs if job.judged]
     if not finished:
         if say and not failed:
@@ -188,7 +188,7 @@ def report(
     write_atomic(options.out / "table.md", markdown(methods))
     write_page(options.out / "report.html", build(methods, summary))
     for name, figure in zip(FIGURES, (*curves(methods), gaming(methods)), strict=True):
-        write_atomic(options.out / name, picture(figure))
+        write_atomic(options.out / name, standalone_svg(figure))
     if say:
         print(markdown(methods))
         console.info(f"report: {options.out / 'report.html'}, table: {options.out / 'table.md'}")

@@ -1,14 +1,15 @@
-"""How much of a method's gradient is signal: the agreement of gradients from batches that share no noise.
+"""How much of a method's gradient is signal: the agreement of gradients from different images.
 
     python scripts/gradient_signal.py configs/ddpo/shapes_sd.toml --rounds 8
     python scripts/gradient_signal.py configs/ddpo/shapes_sd.toml --rounds 8 --rollout.times 0.6 1.0
 
 Takes a preset and flags as `visfeedback train`, learns nothing, and computes the gradient of one optimizer step, as
-often as --rounds says, at the same weights and each time from other images (fresh ones: another round). For gradients
-g_i = s + noise_i the mean of g_i . g_j over i < j is an unbiased estimate of |s|^2, the mean of |g_i|^2 one of |s|^2 +
-|noise|^2. Their ratio is the share of signal; noise falls with the number of images, so a share c of n images becomes
-one half with n (1 - c) / c. The interval is a jackknife's over rounds. A fresh LoRA has a gradient in its second factor
-alone; give --model.adapter to ask elsewhere. --json FILE keeps the numbers.
+often as --rounds says, at the same weights and each time from other images (fresh ones: another round; stored ones come
+again where there are too few, which looks like signal). For gradients g_i = s + noise_i the mean of g_i . g_j over i <
+j is an unbiased estimate of |s|^2, the mean of |g_i|^2 one of |s|^2 + |noise|^2. Their ratio is the share of signal;
+noise falls with the number of images, so a share c of n images becomes one half with n (1 - c) / c; n counts images
+that are learned from, not those that a filter drops. The interval is a jackknife's over rounds. A fresh LoRA has a
+gradient in its second factor alone; give --model.adapter to ask elsewhere. --json FILE keeps the numbers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import math
 import sys
 import tempfile
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +72,29 @@ def ask(preset: Path, flags: list[str], rounds: int, console: Console) -> dict[s
 
 
 def gradient(setup: Setup, step: int) -> Tensor:
-    """(parameters,) of one optimizer step, float64; nothing is changed."""
+    """(parameters,) of one optimizer step, float64; weights and the method's memory of scores stay as they are.
+
+    Raises InputError when it is no number.
+    """
     stepper = setup.stepper
+    before = deepcopy(stepper.state)
     for micro in range(stepper.batches.calls):
         stepper.backward(step, micro)
     found = torch.cat([p.grad.flatten().double().cpu() for p in setup.backbone.parameters() if p.grad is not None])
     stepper.optimizer.zero_grad()
-    return found
+    stepper.state.clear()
+    stepper.state.update(before)
+    if not found.isfinite().all():
+        raise InputError(f"the gradient of step {step + 1} is no number; try --model.dtype fp32")
+    scaler = stepper.accelerator.scaler
+    return found / (scaler.get_scale() if scaler is not None else 1.0)
 
 
 def shares(gradients: Tensor) -> dict[str, float]:
-    """(R, parameters) -> the share of signal and its interval, and the mean norm."""
+    """(R, parameters) -> the share of signal and its interval, and the mean norm. Raises InputError for zeros."""
     products = gradients @ gradients.T
+    if not products.diagonal().all():
+        raise InputError("a gradient is zero: nothing in its images was better than the rest; take more images a step")
     value, count = float(share(products)), len(products)
     without = torch.stack([share(products[rows][:, rows]) for rows in leave_one_out(count)])
     spread = Z95 * math.sqrt((count - 1) / count * float((without - without.mean()).square().sum()))
@@ -103,7 +116,7 @@ def leave_one_out(count: int) -> list[list[int]]:
 
 def sentence(found: dict[str, Any]) -> str:
     share, low, high, images = found["share"], found["low"], found["high"], found["images"]
-    at_least, about = (images * (1 - value) / value if value > 0 else math.inf for value in (high, share))
+    at_least, about = (images * max(0.0, 1 - value) / value if value > 0 else math.inf for value in (high, share))
     return (
         f"share of signal in the gradient of {images:.0f} images: {share:.3f} ({low:.3f} to {high:.3f}, "
         f"{found['rounds']} rounds, norm {found['norm']:.2g}); half would be with about {about:,.0f} "

@@ -26,7 +26,7 @@ def settings(tiny_sd: Path, **changes: Any) -> Settings:
         "filter": {"faithful_from": 0.0, "beautiful": "shapes_clip", "beautiful_from": -1.0},
         "optim": {"steps": 2, "batch_size": 2, "lr": 1e-2}, "lora": {"rank": 2},
         "engine": {"device": "cpu", "threads": 1, "drift_every": 0},
-        "evaluation": {"prompts": ["shapes:heldout:3"], "per_prompt": 1},
+        "evaluation": {"prompts": ["shapes:heldout:3"], "per_prompt": 1, "steps": 3},
     }  # fmt: skip
     return config.build(Settings, config.merge(table, changes), "test")
 
@@ -64,6 +64,8 @@ def test_rounds_build_on_each_other(finished):
     assert all(row["passing"] == 1 and row["prompts_kept"] == 3 for row in summary["rounds"])
     sample = json.loads((out / "round-2" / "drawn" / "samples.jsonl").read_text().splitlines()[0])
     assert sample["adapter"] == str(out / "round-1" / "run" / "adapter"), "round 2 draws with what round 1 learned"
+    judged = json.loads((out / "round-2/evaluation/tuned/samples.jsonl").read_text().splitlines()[0])
+    assert (sample["steps"], judged["steps"]) == (2, 3), "judged in other steps than it was drawn in"
     second = json.loads((out / "round-2" / "run" / "summary.json").read_text())
     assert second["drift"] > 0
     assert summary["tuned"]["rewards"].keys() == {"shapes_verifier", "shapes_clip"}

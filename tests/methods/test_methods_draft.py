@@ -72,9 +72,9 @@ def test_how_many_steps_have_a_gradient():
     assert normal.min() >= 0 and normal.max() <= 49
 
 
-@pytest.mark.parametrize(("whole", "branches"), [(True, 2), (False, 1)])
-def test_steps_before_the_truncation_have_no_graph(tiny, whole, branches):
-    DRaFT(last=2, guide_whole=whole).loss(tiny, prompts(6, 3.0), context())
+@pytest.mark.parametrize(("knobs", "branches"), [({}, 2), ({"guide_whole": False}, 1)])
+def test_steps_before_the_truncation_have_no_graph(tiny, knobs, branches):
+    DRaFT(last=2, **knobs).loss(tiny, prompts(6, 3.0), context())
     assert (tiny.calls, tiny.graphs) == (2 * 2 * 6, 2 * 2 * branches)
 
 

@@ -26,7 +26,7 @@ from visfeedback.report.blocks import (
 )
 from visfeedback.report.curves import training_curves
 from visfeedback.report.grids import before_after
-from visfeedback.report.page import Page, picture, render_page, write_page
+from visfeedback.report.page import Page, render_page, standalone_svg, write_page
 from visfeedback.report.tables import settings_table
 from visfeedback.types.records import Frozen
 
@@ -137,14 +137,14 @@ def test_plots_take_their_colours_from_the_page(html):
     assert "var(--tuned)" in html
 
 
-def test_a_picture_stands_alone():
-    """Well-formed SVG: what it draws with is defined inside, in light and in dark."""
-    drawn = picture(plots.curve("loss", "Loss < 1", [1, 2], [0.7, 0.6]))
+def test_a_figure_stands_alone():
+    """Well-formed SVG of its drawn size, with every colour written out, whatever its title holds."""
+    figure = plots.curve("loss", 'Loss < 1 > "0"', [1, 2], [0.7, 0.6])
+    drawn = standalone_svg(figure)
     root = ElementTree.fromstring(drawn)
-    assert root.tag == "{http://www.w3.org/2000/svg}svg" and "Loss < 1" in root.attrib["aria-label"]
-    used = set(re.findall(r"var\((--[\w-]+)\)", drawn))
-    light, dark = drawn.split("prefers-color-scheme: dark")
-    assert used and all(f"{name}:" in part for name in used for part in (light, dark))
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and 'Loss < 1 > "0"' in root.attrib["aria-label"]
+    assert root.attrib["viewBox"] == f"0 0 {root.attrib['width']} {root.attrib['height']}"
+    assert "var(" in figure.svg and "var(" not in drawn and "#0b6b5b" in drawn
 
 
 def test_the_same_page_is_the_same_bytes():

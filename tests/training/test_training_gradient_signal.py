@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from visfeedback.plugins import InputError
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,26 +32,44 @@ def test_the_share_is_that_of_signal_in_power(script, signal):
     s[0] = signal**0.5
     found = script.shares(s + torch.randn((12, 4000), generator=generator, dtype=torch.float64) / 4000**0.5)
     assert found["share"] == pytest.approx(signal / (signal + 1), abs=0.02)
-    assert found["low"] < found["share"] < found["high"] < found["low"] + 0.1
+    assert found["low"] <= signal / (signal + 1) <= found["high"] < found["low"] + 0.1
 
 
 def test_equal_gradients_are_all_signal(script):
     found = script.shares(torch.ones((3, 5), dtype=torch.float64))
     assert (found["share"], found["low"], found["high"]) == pytest.approx((1, 1, 1))
+    known = {"rounds": 3, "seconds": 1.0, "images": 16.0, "norm": 1.0}
+    assert "at least 0;" in script.sentence({**known, "share": 0.8, "low": 0.5, "high": 1.1}), "no negative number"
+
+
+def test_a_gradient_of_nothing_is_refused(script):
+    with pytest.raises(InputError, match="a gradient is zero"):
+        script.shares(torch.zeros((3, 5), dtype=torch.float64))
 
 
 @pytest.mark.slow
 def test_rounds_of_a_method_are_compared_and_nothing_is_learned(script, tiny_sd, tmp_path, monkeypatch, capsys):
-    """DDPO: 3 rounds of 4 images. A preset that cannot work and too few rounds are refused in a line."""
+    """DDPO, 3 gradients of half a round of 4 images: each from a round of its own, by the same weights. Too few are
+    refused in a line."""
     preset = str(ROOT / "configs/ddpo/shapes_sd.toml")
     flags = ["--model.id", str(tiny_sd), "--rollout.prompts-per-round", "2", "--rollout.per-prompt", "2",
-             "--rollout.steps", "3", "--optim.batch-size", "4", "--optim.accumulate", "1", "--lora.rank", "2",
+             "--rollout.steps", "3", "--optim.batch-size", "2", "--optim.accumulate", "1", "--lora.rank", "2",
              "--reward.name", "compressibility", "--json", str(tmp_path / "found.json")]  # fmt: skip
+    seen: list[tuple[int, torch.Tensor]] = []
+    ask = script.gradient
+
+    def watched(setup, step):
+        seen.append((step, torch.cat([p.detach().flatten().clone() for p in setup.backbone.parameters()])))
+        return ask(setup, step)
+
+    monkeypatch.setattr(script, "gradient", watched)
     monkeypatch.setattr(sys, "argv", ["gradient_signal.py", preset, "--rounds", "3", *flags])
     assert script.main() == 0
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["images"] == 4 and found["low"] <= found["share"] <= found["high"] and found["norm"] > 0
-    assert "share of signal in the gradient of 4 images" in capsys.readouterr().out
+    assert found["steps_apart"] == 2 and [step for step, _ in seen] == [0, 2, 4]
+    assert all(torch.equal(seen[0][1], weights) for _, weights in seen)
+    assert found["images"] == 2 and found["low"] <= found["share"] <= found["high"] and found["norm"] > 0
+    assert "share of signal in the gradient of 2 images" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["gradient_signal.py", preset, "--rounds", "2", *flags])
     assert script.main() == 2
     assert "--rounds 2: expected 3 or more" in capsys.readouterr().err

@@ -63,6 +63,8 @@ class Evaluation(Frozen):
     """further witnesses: NAME[:VARIANT][@PATH]"""
     per_prompt: int = Field(default=2, ge=1)
     """images of each prompt on each side; with 2 or more their diversity is measured"""
+    steps: int = Field(default=0, ge=0, le=1000)
+    """of denoising; 0 = as many as [generate] says"""
     seed: int = Field(default=7, ge=0, lt=2**53)
     """of images and intervals; another one than training's"""
 
@@ -141,6 +143,8 @@ def evaluate(
         shutil.copytree(base / "base", out / "base")
     prompts = prompts_of(settings.prompts)
     backbone = load(model.id, adapter=str(adapter), dtype=model.dtype, device=engine.device)
+    if settings.steps:
+        drawing = drawing.model_copy(update={"steps": settings.steps})
     compared = CompareSettings(per_prompt=settings.per_prompt, seed=settings.seed, generate=drawing)
     return compare(
         backbone, prompts, compared, panel(settings, prompts, str(backbone.device), witnesses), out, progress

@@ -49,8 +49,8 @@ class DRaFT(Frozen):
     checkpointing: bool = True
     """compute each step and the decoder again in the backward pass: memory of one step instead of K"""
     guide_whole: bool = True
-    """with guidance: a gradient through the unconditional branch, too; without it each step multiplies the gradient by
-    about the scale, so that only `last` 1 can do without"""
+    """with guidance: a gradient through the unconditional branch, too. Without it the network's part of each step's
+    derivative is about `scale` times too large, which adds up over steps; `last` 1 can do without and costs less"""
 
     @model_validator(mode="after")
     def _one_step_for_low_variance(self) -> DRaFT:

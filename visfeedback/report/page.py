@@ -1,6 +1,6 @@
 """Write one self-contained HTML page: light and dark, phone and desktop, paper too; nothing is fetched from anywhere.
 
-What lives here: ``Page`` and ``write_page``, and ``picture`` for a figure outside a page. The blocks are in
+What lives here: ``Page`` and ``write_page``, and ``standalone_svg`` for a figure outside a page. The blocks are in
 ``blocks.py``, their drawing in ``templates/``.
 May import: types.
 """
@@ -45,12 +45,24 @@ def render_page(page: Page) -> str:
     return _environment().get_template("page.html").render(page=page, written=written)
 
 
-def picture(figure: Figure) -> str:
-    """One figure as an SVG file of its own, in the colours of the page, light or dark as its reader has it."""
-    colours = _environment().get_template("colours.css").render()
-    style = f"<style>{colours} svg {{ background: var(--card) }}</style>"
+def standalone_svg(figure: Figure) -> str:
+    """One figure as an SVG file of its own: the page's light colours on white, written out for readers that know no CSS
+    variables, at the size it was drawn for."""
     opening, rest = figure.svg.removeprefix("<svg ").split(">", 1)
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {opening}>{style}{rest}'
+    size = re.match(r'viewBox="0 0 (\S+) (\S+)"', opening)
+    assert size is not None, "plots.py always begins with a viewBox"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[1]}" height="{size[2]}" {opening}>'
+    drawn = f'{head}<rect width="100%" height="100%" fill="#fff"/>{rest}'
+    for name, colour in _light().items():
+        drawn = drawn.replace(f"var({name})", colour)
+    return drawn
+
+
+@cache
+def _light() -> dict[str, str]:
+    """The page's colours by variable."""
+    light = _environment().get_template("style.css").render().partition("@media")[0]
+    return dict(re.findall(r"(--[\w-]+): (#\w+);", light))
 
 
 @cache
