@@ -41,7 +41,8 @@ def test_flags_go_over_the_preset(tiny_sd: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    odd, other = tmp_path / "odd.toml", tmp_path / "other.toml"
+    odd, other, neither = (tmp_path / f"{name}.toml" for name in ("odd", "other", "neither"))
+    neither.write_text("[model]\n")
     odd.write_text("[loop]\nname = 'fabric_roundz'\n")
     other.write_text("[method]\nname = 'dpo'\n")
     out = tmp_path / "out"
@@ -49,7 +50,8 @@ def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ((), "no preset given"),
         (("nowhere.toml", "--out", out), "no file nowhere.toml"),
         ((odd, "--out", out), "did you mean 'fabric_rounds'"),
-        ((other, "--out", out), "names no loop"),
+        ((other, "--out", out), f"is a single training; type: visfeedback train {other}"),
+        ((neither, "--out", out), "names no loop"),
         ((PRESET,), "out"),
         ((PRESET, "--out", out, "--fabric.strength", 3), "strength"),
         ((PRESET, "--out", out, "--loop.roundz", 3), "did you mean"),

@@ -122,6 +122,12 @@ def test_a_preset_with_an_unknown_key(preset, tmp_path, capsys):
     assert code == 2 and "unknown key optimizer; did you mean 'optim'" in err
 
 
+def test_the_preset_of_a_program_says_what_to_type(tmp_path, capsys):
+    program = ROOT / "configs/loops/dreamsync_shapes.toml"
+    code, _, err = train(capsys, program, "--out", tmp_path / "run")
+    assert code == 2 and err.endswith(f"type: visfeedback loop {program}\n") and err.count("\n") == 1
+
+
 def test_a_method_that_is_no_table_is_one_line_or_replaced_by_the_flag(preset, tmp_path, capsys):
     preset.write_text('method = "dpo"\n' + preset.read_text().replace('[method]\nname = "dpo"\n', ""))
     code, _, err = train(capsys, preset, "--out", tmp_path / "run")

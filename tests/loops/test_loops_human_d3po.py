@@ -118,11 +118,22 @@ def test_people_answer_in_their_own_time(tmp_path):
         groups = [[s for s in samples if s.prompt == prompt] for prompt in TOY["rollout"]["prompts"]]
         pairs = [(g[a], g[b]) for g in groups for a, b in ((0, 1), (0, 2), (1, 2))]
         opened.add_feedback(
-            Feedback(judge="human:ada", prompt_id=a.prompt_id, sample_ids=(a.id, b.id), choice="a",
-                     values=PAIR_VALUES["a"]) for a, b in pairs
+            Feedback(judge="human:ada", prompt_id=a.prompt_id, sample_ids=(a.id, b.id), choice=choice,
+                     values=PAIR_VALUES[choice]) for (a, b), choice in zip(pairs, ["a", "a", "skip", "a"], strict=False)
         )  # fmt: skip
+    with pytest.raises(InputError, match="4 of 6 answers are there"):
+        run(wanted, tmp_path / "run", True)
+    with pytest.raises(InputError, match=r"config.toml has rollout.per_prompt = 3, now it is 4; "):
+        run(
+            toy(loop={"rounds": 1, "store": address}, ask={"judge": ""}, rollout={"per_prompt": 4}),
+            tmp_path / "run",
+            True,
+        )
+    fewer = toy(loop={"rounds": 1, "store": address}, ask={"judge": "", "answered": 0.6})
+    first = run(fewer, tmp_path / "run", True)["per_round"][0]
+    assert (first["asked"], first["answered"], first["skipped"], first["ties"]) == (6, 4, 1, 0)
     summary = run(wanted, tmp_path / "run", True)
-    assert summary["answers"] == 6 and summary["per_round"][0]["ties"] == 0 and summary["who"] == "people"
+    assert summary["answers"] == 4 and summary["who"] == "people"
 
 
 def test_ratings_of_d3pos_own_files_are_votes(finished, tmp_path):

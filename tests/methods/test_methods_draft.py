@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -9,7 +11,9 @@ from tests.methods.test_methods_refl import Broken, context, prompts
 from tests.support.tiny_backbone import Brightness, TinyBackbone, derivatives
 from visfeedback.methods._start import start
 from visfeedback.methods.draft import DRaFT
+from visfeedback.methods.refl import ReFL
 from visfeedback.plugins import InputError
+from visfeedback.sampling.differentiable import decoded
 
 PLACES = (0, 9, 27, 63)
 
@@ -48,8 +52,8 @@ def test_a_look_has_the_gradient_of_its_one_step(tiny):
 
     def look() -> torch.Tensor:
         begun = start(tiny, batch)  # its generators begin anew, so the noise is the same every time
-        pixels = method._noised(tiny, begun, image, 0.0)
-        return method._judged(tiny, batch, Brightness(), pixels)[0].mean()
+        pixels = decoded(tiny, method._noised(tiny, begun, image, 0.0))
+        return method.objective.losses(Brightness(), pixels, ["a", "b"])[0].mean()
 
     look().backward()
     assert image.grad is None
@@ -109,3 +113,26 @@ def test_low_variance_is_for_one_step():
 def test_a_reward_without_a_gradient_is_one_line(tiny):
     with pytest.raises(InputError, match="do not depend on the image"):
         DRaFT().loss(tiny, prompts(), context(Broken(lambda p: torch.zeros(2))))
+
+
+@pytest.mark.parametrize("method", [DRaFT(last=1), ReFL()])
+def test_a_watched_reward_is_logged_and_not_learned_from(tiny, method):
+    """It is shown the pixels that the trained one sees, without a graph, and changes no gradient."""
+    seen: list[torch.Tensor] = []
+
+    def watch(pixels, texts):
+        seen.append(pixels)
+        assert list(texts) == ["a red apple", "eel"]
+        return torch.tensor([0.25, 0.75])
+
+    gradients = []
+    for ctx in (context(), dataclasses.replace(context(), watch=watch)):
+        tiny.zero_grad()
+        loss, metrics = method.loss(tiny, prompts(4), ctx)
+        loss.backward()
+        gradients.append(tiny.linear.grad.clone())
+        assert metrics.get("watched_reward") == (0.5 if ctx.watch else None)
+    assert torch.equal(*gradients)
+    torch.testing.assert_close(
+        Brightness().from_pixels(seen[0], ["a red apple", "eel"]).mean().item(), metrics["reward"], rtol=1e-6, atol=0
+    )

@@ -43,6 +43,8 @@ def _preset(args: list[str]) -> tuple[Path | None, list[str]]:
 def _name(table: dict[str, Any], preset: Path | None) -> str:
     section = table.get("loop")
     if not isinstance(section, dict) or not isinstance(section.get("name"), str):
+        if isinstance(table.get("method"), dict) and "name" in table["method"]:
+            raise InputError(f"{preset} is a single training; type: visfeedback train {preset}")
         known = ", ".join(plugins.names("loops"))
         raise InputError(f'{preset} names no loop; expected [loop] with name = "{DEFAULT}" (known: {known})')
     return section["name"]

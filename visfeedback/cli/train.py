@@ -85,6 +85,8 @@ def _method(table: dict[str, Any], flags: list[str], preset: Path | None) -> str
         if flag.startswith("--method.name="):
             return flag.partition("=")[2]
     if (name := _named(table)) is None:
+        if "loop" in table:
+            raise InputError(f"{preset} is a program of several stages; type: visfeedback loop {preset}")
         known = ", ".join(plugins.names("methods"))
         raise InputError(f'{preset} names no method; expected [method] with name = "dpo" (known: {known})')
     return name

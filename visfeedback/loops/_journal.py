@@ -1,16 +1,19 @@
 """What a program of rounds writes down: one line for each finished round, and whether a folder is its own.
 
-May import: types, config.
+May import: types, config, report.
 """
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Collection
 from pathlib import Path
 
 from pydantic import BaseModel, Field
 
 from visfeedback import config
 from visfeedback.plugins import InputError
+from visfeedback.report.tables import flat
 from visfeedback.types.files import append_jsonl, read_jsonl, write_atomic
 from visfeedback.types.records import Frozen
 
@@ -75,8 +78,9 @@ class Journal:
         return list(self._rows.values())
 
 
-def claim(out: Path, settings: BaseModel, resume: bool) -> None:
-    """Make the folder with its config.toml. Raises InputError for one that is not empty, unless it is resumed."""
+def claim(out: Path, settings: BaseModel, resume: bool, may_change: Collection[str] = ()) -> None:
+    """Make the folder with its config.toml. Raises InputError for one that is not empty, unless it is resumed with the
+    same settings; those named in ``may_change`` (dotted) say nothing of what is in it."""
     file, text = out / "config.toml", config.to_toml(settings)
     if not out.is_dir() or not any(out.iterdir()):
         write_atomic(file, text)
@@ -84,5 +88,11 @@ def claim(out: Path, settings: BaseModel, resume: bool) -> None:
         raise InputError(f"{out} is not empty; add --resume to go on with it, or give another --out")
     elif not file.is_file():
         raise InputError(f"{out} holds no loop to go on with (no config.toml); give another --out")
-    elif file.read_text(encoding="utf-8") != text:
-        raise InputError(f"{file} differs from the settings given now; repeat them, or give another --out")
+    else:
+        before, now = (dict(flat(table)) for table in (config.read_toml(file), tomllib.loads(text)))
+        for key in [*now, *before]:
+            if before.get(key) != now.get(key) and key not in may_change:
+                raise InputError(
+                    f"{file} has {key} = {before.get(key)!r}, now it is {now.get(key)!r}; repeat it, or give another "
+                    "--out"
+                )

@@ -116,8 +116,16 @@ def _wait(store: Store, questions: Sequence[queue.Pair], asking: Asking, advance
 
 
 def answers(store: Store, questions: Sequence[queue.Pair], criterion: str) -> dict[str, int]:
-    """How many of the questions are answered, and how many of these without a preference."""
-    found, _ = pairs_from_feedback(store.feedback(), criterion=criterion, ties="keep")
-    known = {frozenset((p.winner, p.loser)): p.probability for p in found}
+    """How many of the questions are answered, and how many of these without a preference, or skipped by all who saw
+    them: whoever cannot tell has answered, too, and is not asked again."""
+    said = list(store.feedback())
+    found, _ = pairs_from_feedback(said, criterion=criterion, ties="keep")
+    known: dict[frozenset[str], float | None] = {
+        frozenset(r.sample_ids): None for r in said if r.choice in ("skip", "flag") and r.criterion == criterion
+    }
+    known |= {frozenset((p.winner, p.loser)): p.probability for p in found}
     asked = [known[key] for a, b in questions if (key := frozenset((a.id, b.id))) in known]
-    return {"asked": len(questions), "answered": len(asked), "ties": sum(p == 0.5 for p in asked)}
+    return {
+        "asked": len(questions), "answered": len(asked), "ties": sum(p == 0.5 for p in asked),
+        "skipped": sum(p is None for p in asked),
+    }  # fmt: skip

@@ -78,6 +78,7 @@ class Round(Frozen):
     asked: int
     answered: int
     ties: int
+    skipped: int = 0
     right: float | None
     """share of the images, drawn before this round's learning, of which all the prompt says holds; where a world's
     verifier can tell"""
@@ -99,7 +100,7 @@ def run(settings: Settings, out: Path, resume: bool, progress: Progress = silent
     asked = list({p.id: p for source in settings.rollout.prompts for p in sources.load(source)}.values())
     if settings.rollout.per_prompt < 2:
         raise InputError("people compare images of a prompt; give --rollout.per-prompt 2 or more")
-    claim(out, settings, resume)
+    claim(out, settings, resume, may_change=("ask.answered", "ask.patience", "ask.poll"))
     program = Program(settings, out, asked, progress)
     done = {row.round: row for row in read_jsonl(out / ROWS, Round)} if (out / ROWS).exists() else {}
     for number in range(settings.loop.rounds):

@@ -82,6 +82,11 @@ def reward_of(ctx: Context, method: str) -> Any:
     return reward
 
 
+def watched(ctx: Context, pixels: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """What the reward that is only logged says of the same pixels, if there is one."""
+    return {} if ctx.watch is None else {"watched_reward": ctx.watch(pixels.detach(), prompts).mean()}
+
+
 def _checked(scores: Tensor, pixels: Tensor, reward: Any) -> Tensor:
     """float32 scores. Raises InputError when they are not one number an image with a gradient to its pixels."""
     if scores.shape != (len(pixels),):

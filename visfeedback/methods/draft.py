@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from visfeedback.methods._likelihood import numbers
-from visfeedback.methods._rewarded import Objective, reward_of
+from visfeedback.methods._rewarded import Objective, reward_of, watched
 from visfeedback.methods._start import Start, start
 from visfeedback.sampling.differentiable import decoded, descend, sample
 from visfeedback.types.batches import PromptBatch
@@ -64,11 +64,12 @@ class DRaFT(Frozen):
         begun = start(backbone, batch, self.guide_whole, self.checkpointing)
         first = self.first_step(batch.steps, ctx.generator)
         image = sample(begun.predict, backbone.process, begun.noise, begun.times, begun.sources, first, batch.eta)
-        losses, scores = self._judged(backbone, batch, reward, image)
+        pixels, texts = decoded(backbone, image, self.checkpointing), [prompt.text for prompt in batch.prompts]
+        losses, scores = self.objective.losses(reward, pixels, texts)
         for _ in range(self.noisings):
-            again, _ = self._judged(backbone, batch, reward, self._noised(backbone, begun, image, batch.eta))
-            losses = losses + again
-        metrics = {"reward": scores.mean(), "reward_std": scores.std(correction=0)}
+            noised = self._noised(backbone, begun, image, batch.eta)
+            losses = losses + self.objective.losses(reward, decoded(backbone, noised, self.checkpointing), texts)[0]
+        metrics = {"reward": scores.mean(), "reward_std": scores.std(correction=0), **watched(ctx, pixels, texts)}
         return losses.mean() / (1 + self.noisings), numbers(metrics) | {
             "steps_with_gradient": float(batch.steps - first)
         }
@@ -81,10 +82,6 @@ class DRaFT(Frozen):
             return int(torch.randint(steps, (1,), generator=generator, device=generator.device))
         drawn = torch.randn((1,), generator=generator, device=generator.device)
         return min(max(round(steps * (self.mean + self.std * float(drawn))), 0), steps - 1)
-
-    def _judged(self, backbone: Backbone, batch: PromptBatch, reward: object, image: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = decoded(backbone, image, self.checkpointing)
-        return self.objective.losses(reward, pixels, [prompt.text for prompt in batch.prompts])
 
     def _noised(self, backbone: Backbone, begun: Start, image: Tensor, eta: float) -> Tensor:
         """The last step once more, from the finished image under new noise; the image itself is a constant."""

@@ -23,7 +23,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from visfeedback.methods._likelihood import numbers
-from visfeedback.methods._rewarded import Objective, reward_of
+from visfeedback.methods._rewarded import Objective, reward_of, watched
 from visfeedback.methods._start import Start, start
 from visfeedback.sampling.differentiable import decoded, descend, predicted_image
 from visfeedback.types.batches import PromptBatch
@@ -75,8 +75,10 @@ class ReFL(Frozen):
             x = descend(begun.predict, backbone.process, begun.noise, begun.times[: step + 1], begun.sources, batch.eta)
         t = begun.times[step].expand(len(x)).to(x.device)
         image = predicted_image(begun.predict, backbone.process, x, t)
-        losses, scores = self._judged(backbone, batch, reward, image)
+        pixels, texts = decoded(backbone, image, self.checkpointing), [prompt.text for prompt in batch.prompts]
+        losses, scores = self.objective.losses(reward, pixels, texts)
         metrics = {"reward": scores.mean(), "reward_std": scores.std(correction=0), "step_of_gradient": t.mean()}
+        metrics |= watched(ctx, pixels, texts)
         if self.uncertainty.on:
             doubt = (scores - self._seen_again(backbone, batch, reward, begun, x, image, t)).abs()
             doubt = doubt / self.uncertainty.width

@@ -191,7 +191,8 @@ def _fresh(
     def probe() -> Any:
         return drawn_probe(backbone, asked, settings.engine.seed, walk, worker.autocast)
 
-    return Feed(settings, backbone, batches, texts, learned, probe, reward=scorer.reward)
+    watch = scorer.look if scorer.watched is not None else None
+    return Feed(settings, backbone, batches, texts, learned, probe, reward=scorer.reward, watch=watch)
 
 
 def _on_rounds(

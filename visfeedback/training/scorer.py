@@ -36,6 +36,10 @@ class Scorer:
         judges = [self.reward] if self.watched is None else [self.reward, self.watched]
         return torch.stack([self._patiently(judge, images, prompts) for judge in judges], dim=1)
 
+    def look(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B,) scores of the watched reward, where the method asks the trained one itself."""
+        return self._patiently(self.watched, pictures(pixels), prompts)
+
     def _patiently(self, reward: Any, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         """What a server does not answer is asked again; a program that fails would fail again."""
         if not is_server(reward):

@@ -213,8 +213,8 @@ def _stepper(
     loss, optimizer = accelerator.prepare(Loss(settings.method, backbone), optimizer)
     ema = settings.engine.ema
     average = Average(backbone.named_parameters(), ema.decay) if ema.decay else None
-    reward = getattr(source, "reward", None)
-    return Stepper(settings, accelerator, backbone, loss, optimizer, source.batches, state, average, reward)
+    reward, watch = getattr(source, "reward", None), getattr(source, "watch", None)
+    return Stepper(settings, accelerator, backbone, loss, optimizer, source.batches, state, average, reward, watch)
 
 
 def _write_start(

@@ -96,6 +96,8 @@ class Feed:
     facts: dict[str, Any] = field(default_factory=dict)
     reward: Any = None
     """for methods that ask it themselves"""
+    watch: Any = None
+    """the same, of the one that is only logged"""
 
     def counts(self, step: int) -> dict[str, float]:
         return self.batches.counts(step)

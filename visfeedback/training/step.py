@@ -54,6 +54,7 @@ class Stepper:
     state: dict[str, Any]  # the method's own, saved in checkpoints
     average: Average | None = None
     reward: Any = None  # for methods that ask it themselves
+    watch: Any = None  # the same, of the one that is only logged
 
     def step(self, step: int, stop: Callable[[], bool]) -> tuple[dict[str, float], bool]:
         """Optimizer step ``step`` (0 = first); metrics averaged over processes, and whether any process must stop.
@@ -91,7 +92,7 @@ class Stepper:
         """What the method is handed: its random numbers follow from the network call."""
         seed = derive_seed(self.settings.engine.seed, f"method-{rank}" + (f"-{micro}" if micro else ""), step)
         generator = torch.Generator().manual_seed(seed)
-        return Context(generator, step, self.reward, self._over_processes, self.state)
+        return Context(generator, step, self.reward, self.watch, self._over_processes, self.state)
 
     def _over_processes(self, value: Tensor) -> Tensor:
         if self.accelerator.num_processes == 1:

@@ -84,6 +84,8 @@ class Context:
     generator: torch.Generator
     step: int = 0
     reward: Reward | None = None
+    watch: Callable[[Tensor, Sequence[str]], Tensor] | None = None
+    """(B, 3, H, W) in [0, 1] and prompts -> (B,) scores of the reward that is only logged"""
     mean: Callable[[Tensor], Tensor] = lambda value: value  # mean over ranks
     state: dict[str, Any] = field(default_factory=dict)  # saved in checkpoints
 
