@@ -92,7 +92,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(settings: Settings, tmp_path: Pa
     monkeypatch.setattr(fabric_rounds, "render", render)
     with pytest.raises(InputError, match="--resume"):
         run(settings, parts, False)
-    with pytest.raises(InputError, match="has loop.rounds = 3, now it is 4"):
+    with pytest.raises(InputError, match=r"has loop\.rounds = 3, now it is 4"):
         run(settings.model_copy(update={"loop": fabric_rounds.Loop(rounds=4, images=2)}), parts, True)
     run(settings, parts, True)
     first, second = rows(whole), rows(parts)
