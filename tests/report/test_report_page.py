@@ -27,7 +27,7 @@ from visfeedback.report.blocks import (
 from visfeedback.report.curves import training_curves
 from visfeedback.report.grids import before_after
 from visfeedback.report.page import Page, render_page, standalone_svg, write_page
-from visfeedback.report.tables import settings_table
+from visfeedback.report.tables import first_difference, settings_table
 from visfeedback.types.records import Frozen
 
 NASTY = "<script>alert('a & b')</script>"
@@ -181,3 +181,12 @@ def test_settings_table_flattens_sections():
 
     rows = settings_table(Outer()).rows
     assert rows == (("inner.steps", "3"), ("inner.names", "a, b"), ("adapter", "none"), ("flip", "no"))
+
+
+def test_the_first_difference_is_named_with_both_values():
+    """Keys that are set aside may differ; a key that only one side has is None on the other."""
+    before, now = {"a": {"x": 1, "y": 2}, "gone": 0}, {"a": {"x": 1, "y": 3}, "new": 4}
+    assert first_difference(before, before) is None
+    assert first_difference(before, now) == ("a.y", 2, 3)
+    assert first_difference(before, now, ("a.y",)) == ("new", None, 4)
+    assert first_difference(before, now, ("a.y", "new")) == ("gone", 0, None)

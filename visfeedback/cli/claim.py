@@ -39,11 +39,8 @@ def _read(note: Path) -> dict[str, Any]:
 
 
 def _compare(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    from visfeedback.report.tables import flat
+    from visfeedback.report.tables import first_difference
 
-    old, new = dict(flat(before)), dict(flat(now))
-    for key in [*new, *old]:
-        if old.get(key) != new.get(key):
-            raise InputError(
-                f"{out} was made with {key} = {old.get(key)!r}, now it is {new.get(key)!r}; give another --out"
-            )
+    if found := first_difference(before, now):
+        key, old, new = found
+        raise InputError(f"{out} was made with {key} = {old!r}, now it is {new!r}; give another --out")

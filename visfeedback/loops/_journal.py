@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from visfeedback import config
 from visfeedback.plugins import InputError
-from visfeedback.report.tables import flat
+from visfeedback.report.tables import first_difference
 from visfeedback.types.files import append_jsonl, read_jsonl, write_atomic
 from visfeedback.types.records import Frozen
 
@@ -88,11 +88,6 @@ def claim(out: Path, settings: BaseModel, resume: bool, may_change: Collection[s
         raise InputError(f"{out} is not empty; add --resume to go on with it, or give another --out")
     elif not file.is_file():
         raise InputError(f"{out} holds no loop to go on with (no config.toml); give another --out")
-    else:
-        before, now = (dict(flat(table)) for table in (config.read_toml(file), tomllib.loads(text)))
-        for key in [*now, *before]:
-            if before.get(key) != now.get(key) and key not in may_change:
-                raise InputError(
-                    f"{file} has {key} = {before.get(key)!r}, now it is {now.get(key)!r}; repeat it, or give another "
-                    "--out"
-                )
+    elif found := first_difference(config.read_toml(file), tomllib.loads(text), may_change):
+        key, before, now = found
+        raise InputError(f"{file} has {key} = {before!r}, now it is {now!r}; repeat it, or give another --out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -23,6 +23,15 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def first_difference(
+    before: Mapping[str, Any], now: Mapping[str, Any], aside: Collection[str] = ()
+) -> tuple[str, Any, Any] | None:
+    """The first dotted key whose values differ, and both values, None for a missing one; keys of ``aside`` may."""
+    old, new = dict(flat(before)), dict(flat(now))
+    differing = (key for key in [*new, *old] if old.get(key) != new.get(key) and key not in aside)
+    return next(((key, old.get(key), new.get(key)) for key in differing), None)
 
 
 def _text(value: Any) -> str:
