@@ -8,11 +8,11 @@ from itertools import combinations
 
 import pytest
 import torch
-from tiny_rollouts import context, moved, rollouts, tiny_policy
+from tiny_rollouts import WALK, context, moved, rollouts, tiny_policy
 
 from visfeedback.methods.d3po import D3PO, pairs
 from visfeedback.plugins import InputError
-from visfeedback.sampling.rollout import log_probs, piece
+from visfeedback.sampling.rollout import log_probs, piece, reach
 from visfeedback.types.batches import Condition
 
 
@@ -102,6 +102,19 @@ def test_a_step_down_the_gradient_makes_the_better_image_likelier(backbone):
                 parameter.sub_(0.01 * gradient / gradient.norm().clamp_min(1e-12))
             after = log_probs(backbone, batch)[:, 0] - batch.log_prob[:, 0]
     assert after[1] > after[0], "image 1 has the higher score"
+
+
+def test_even_steps_compare_ratios_over_reach(backbone):
+    """Two images whose log-ratios are +.02 and -.02 times the step's reach: z = beta (.02 + .02) whatever the step."""
+    whole = rollouts(backbone, each=2)
+    for k in range(WALK.steps):
+        batch = piece(whole, k)
+        far = reach(backbone.process, batch) * torch.tensor([[0.02], [-0.02]])
+        with torch.no_grad():
+            batch = replace(batch, reference_log_prob=log_probs(backbone, batch) - far)
+        loss, _ = D3PO(beta=5.0, even_steps=True).loss(backbone, batch, context())
+        better = 1.0 if batch.scores[0] > batch.scores[1] else -1.0
+        assert loss.item() == pytest.approx(math.log1p(math.exp(-better * 5.0 * 0.04)), abs=1e-4)
 
 
 def test_outside_the_clip_there_is_no_gradient(backbone):

@@ -12,7 +12,7 @@ from tiny_rollouts import WALK, context, moved, rollouts, tiny_policy
 
 from visfeedback.methods._advantages import by_group, by_prompt
 from visfeedback.methods.ddpo import DDPO
-from visfeedback.sampling.rollout import log_probs, log_probs_and_means, piece
+from visfeedback.sampling.rollout import log_probs, log_probs_and_means, piece, reach
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,24 @@ def test_the_gradient_at_ratio_1_is_that_of_the_score_function(backbone):
     expected = torch.autograd.grad(-(weight * log_probs(backbone, batch)[:, 0]).mean(), parameters)
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_even_steps_push_the_prediction_alike(backbone):
+    """d/dtheta of -A exp(l / reach) at ratio 1 is -A d log p / reach, so the gradient at the prediction is the step's
+    noise at every step; the clip then cuts l / reach."""
+    whole = rollouts(backbone)
+    for k in range(WALK.steps):
+        batch = piece(whole, k)
+        far = reach(backbone.process, batch)
+        loss, metrics = DDPO(even_steps=True).loss(backbone, batch, context())
+        assert metrics["ratio_off"] == 0
+        ours = torch.autograd.grad(loss, list(backbone.parameters()))
+        plain = torch.autograd.grad(DDPO().loss(backbone, batch, context())[0], list(backbone.parameters()))
+        for a, b in zip(ours, plain, strict=True):
+            torch.testing.assert_close(a * far[0, 0], b, rtol=1e-4, atol=1e-7)
+    shifted = replace(batch, log_prob=batch.log_prob - 0.5 * far)  # e^.5 is clipped to 1.1
+    loss, _ = DDPO(even_steps=True, clip=0.1).loss(backbone, replace(shifted, weight=torch.ones(4)), context())
+    assert loss.item() == pytest.approx(-1.1, abs=1e-4)
 
 
 @pytest.mark.parametrize(("shift", "advantage", "expected"), [

@@ -20,6 +20,7 @@ from visfeedback.sampling.rollout import (
     noisy_steps,
     path_log_probs,
     piece,
+    reach,
     roll,
 )
 from visfeedback.types.batches import Rollouts
@@ -179,6 +180,39 @@ def test_steps_without_noise_have_no_log_probability(backbone):
     assert noisy_steps(backbone.process, WALK) == [0, 1, 2, 3, 4]
     to_one = DDPM.of(DDIMScheduler(steps_offset=1, set_alpha_to_one=True))
     assert noisy_steps(to_one, WALK) == [0, 1, 2, 3]
+
+
+def test_random_steps_may_be_some_only(moved):
+    """Five steps begin at .8 and fall by .2: between .3 and .7 two are random and the others DDIM's deterministic ones,
+    so two paths that share their start part at the first random step and only there; ratio = 1 as ever."""
+    walk = Walk(5, 3.0, 1.0, (0.3, 0.7))
+    assert [round(t, 1) for t in moved.process.times(5).tolist()] == [0.8, 0.6, 0.4, 0.2, 0.0, 0.0]
+    assert noisy_steps(moved.process, walk) == [1, 2]
+    paths = draw(moved, walk, prompts=["a", "a"], starts=[9, 9])
+    same = [torch.equal(*paths.latents[:, k]) for k in range(6)]
+    assert same == [True, True, False, False, False, False]
+    assert (paths.log_prob != 0).tolist() == [[False, True, True, False, False]] * 2
+    whole = rollouts(moved, paths, walk, prompts=["a", "a"])
+    assert torch.equal(path_log_probs(moved, whole, [1, 2]), paths.log_prob)
+    k = 3  # a step outside: no noise is drawn, the next latents are DDIM's own
+    t = paths.t[k].expand(2), paths.t[k + 1].expand(2)
+    with torch.no_grad():
+        prediction = guided(moved, paths.latents[:, k], t[0], whole.condition, whole.unconditional, 3.0)
+    torch.testing.assert_close(moved.process.step(prediction, paths.latents[:, k], *t, 0.0)[0], paths.latents[:, k + 1])
+
+
+def test_reach_is_the_derivative_of_a_step_over_its_spread(moved):
+    """reach = |d mean / d prediction| / std, here by autograd; the log-probability's gradient to the prediction is the
+    step's noise times it, over the number of elements: log p = -(x - mean)^2 / (2 std^2) averaged."""
+    whole = rollouts(moved, draw(moved))
+    found = reach(moved.process, whole)
+    for k in range(5):
+        t = whole.t[:, k], whole.t[:, k + 1]
+        prediction = torch.zeros_like(whole.latents[:, k]).requires_grad_()
+        mean, std = moved.process.step(prediction, whole.latents[:, k], *t, 1.0)
+        slope = torch.autograd.grad(mean.sum(), prediction)[0][:, 0, 0, 0].abs()
+        torch.testing.assert_close(found[:, k], slope / std, rtol=1e-4, atol=1e-6)
+    assert found.min() > 0 and found[0].max() > 5 * found[0].min(), "steps are not alike, or nothing was tested"
 
 
 def test_a_piece_is_one_step_of_every_path(backbone):

@@ -75,7 +75,7 @@ def _group(artist: Artist, prompt: Prompt, each: int, seed: int, folder: Path, s
             if not trajectory_file(folder, sample.id).is_file():
                 tensors = {"latents": paths.latents[row], "t": paths.t, "log_prob": paths.log_prob[row],
                            "reference_log_prob": reference[row]}  # fmt: skip
-                write_trajectory(folder, sample.id, tensors, artist.walk.guidance, artist.walk.eta)
+                write_trajectory(folder, sample.id, tensors, artist.walk)
             samples.append(sample)
     return samples
 
@@ -110,5 +110,14 @@ def _sample(artist: Artist, prompt: Prompt, k: int, seed: int, image: Image.Imag
         negative=prompt.negative, category=prompt.category, path=f"images/{prompt.id}-{k}.png", width=image.width,
         height=image.height, model=backbone.model, revision=backbone.revision, adapter=artist.adapter, seed=seed,
         steps=walk.steps, guidance=walk.guidance, sampler="DDIMScheduler",
-        call={"eta": walk.eta, **({"shared_noise": True} if artist.shared_noise else {})},
+        call={"eta": walk.eta, **_unusual(artist)},
     )  # fmt: skip
+
+
+def _unusual(artist: Artist) -> dict[str, Any]:
+    """What a stock pipeline's call cannot say."""
+    random_times = artist.walk.random_times
+    return {
+        **({"shared_noise": True} if artist.shared_noise else {}),
+        **({"random_times": list(random_times)} if random_times != (0, 1) else {}),
+    }

@@ -11,7 +11,8 @@ p is the probability that i is better: 1 or 0 from a reward or a vote, in betwee
 out. All pairs of a group of K images are learned together, mean over pairs, each image evaluated once: the K(K-1)/2
 pairs of the released code cost K(K-1) evaluations. The reference's log-probabilities are constants of a path; batches
 bring them, so no reference network runs here. With the published beta 0.1 and clip 0.1, |z| is below 0.02: the loss is
-a policy gradient with advantages of +1 and -1, cut where a step's ratio leaves 1 +- clip.
+a policy gradient with advantages of +1 and -1, cut where a step's ratio leaves 1 +- clip. With ``even_steps`` the
+log-ratios are divided as in `ddpo`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from visfeedback.plugins import InputError
-from visfeedback.sampling.rollout import log_probs
+from visfeedback.sampling.rollout import log_probs, reach
 from visfeedback.types.batches import Rollouts
 from visfeedback.types.protocols import Backbone, Context
 from visfeedback.types.records import Frozen
@@ -44,6 +45,8 @@ class D3PO(Frozen):
     """strength of a preference; with the published 0.1 the loss is linear, above about 10 the sigmoid saturates"""
     clip: float = Field(default=0.1, gt=0, lt=1)
     """how far a step's ratio to the reference may leave 1 before it is not pushed further"""
+    even_steps: bool = False
+    """let every step push the prediction alike; else the least noisy ones of a path are learned most"""
 
     def weigh(self, scores: Tensor, group: Tensor, prompts: Sequence[str], state: dict[str, Any]) -> Tensor:
         """(N,) 1 for images of a prompt whose images differ in score, else 0: there is no preference among equals."""
@@ -59,6 +62,8 @@ class D3PO(Frozen):
         if batch.reference_log_prob is None:
             raise InputError("d3po needs the reference's log-probabilities, and this batch brings none")
         ratio = log_probs(backbone, batch) - batch.reference_log_prob  # (B, T)
+        if self.even_steps:
+            ratio = ratio / reach(backbone.process, batch)
         first, second, probability = pairs(batch)
         logits = self.beta * (self.clamped(ratio)[first] - self.clamped(ratio)[second])  # (M, T)
         p = probability[:, None]

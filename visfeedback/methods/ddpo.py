@@ -9,7 +9,10 @@ penalty. Per path and step, with log-probabilities l per latent element (mean) a
 
 A is the score minus what was to be expected (``advantage``), clipped; clip is as small as 1e-4 because l is a mean over
 elements. rho is 1 before the first update of a round. Guidance is part of the policy, its unconditional branch without
-gradient. Left out: the score-function variant DDPO-SF, which is this one with a single update a round.
+gradient. With ``even_steps`` rho = exp((l - l_when_drawn) / reach), reach being the standard deviations by which a
+step's mean follows the prediction: every step then pushes the prediction alike and is cut alike, which is what the
+reweighting of GRPO-Guard (Wang et al. 2025, arXiv 2510.22319) does for flows; its correction of the ratio's mean is
+left out, and so is the score-function variant DDPO-SF, which is this one with a single update a round.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from visfeedback.methods._advantages import by_batch, by_group, by_prompt, prompt_memory
-from visfeedback.sampling.rollout import log_probs_and_means
+from visfeedback.sampling.rollout import log_probs_and_means, reach
 from visfeedback.types.batches import Rollouts
 from visfeedback.types.protocols import Backbone, Context
 from visfeedback.types.records import Frozen
@@ -46,6 +49,9 @@ class DDPO(Frozen):
     """advantages are cut to this size"""
     clip: float = Field(default=1e-4, gt=0, lt=1)
     """how far a step's ratio may leave 1 before it is not pushed further"""
+    even_steps: bool = False
+    """let every step push the prediction alike; else the least noisy ones of a path, where an image's plan is long
+    decided, are learned most"""
     kl: float = Field(default=0.0, ge=0)
     """strength of the pull to the reference, which then runs beside the policy; Flow-GRPO: 0.04 or 0.01"""
 
@@ -70,6 +76,8 @@ class DDPO(Frozen):
         """Scalar loss of some steps of some paths."""
         now, means, std = log_probs_and_means(backbone, batch)
         change = now - batch.log_prob  # (B, T)
+        if self.even_steps:
+            change = change / reach(backbone.process, batch)
         ratio = change.exp()
         push = -batch.weight[:, None]
         loss = torch.maximum(push * ratio, push * ratio.clamp(1 - self.clip, 1 + self.clip)).mean()

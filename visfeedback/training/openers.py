@@ -225,7 +225,8 @@ def walk_of(rollout: Rollout, backbone: Any) -> Walk:
     known = resolve(wanted, backbone.pipe)
     assert known.steps is not None and known.guidance is not None
     sampler = known.sampler if rollout.sampler else ""
-    return Walk(known.steps, known.guidance if known.guidance > 1 else 1.0, rollout.eta, rollout.half, sampler)
+    guidance = known.guidance if known.guidance > 1 else 1.0
+    return Walk(known.steps, guidance, rollout.eta, rollout.random_times, rollout.half, sampler)
 
 
 def _gather(accelerator: Accelerator) -> Callable[[list[Any]], list[Any]]:

@@ -126,6 +126,7 @@ def learned_steps(settings: TrainSettings, process: Process, walk: Walk) -> list
     if not found:
         raise InputError(
             f"none of {walk.steps} steps is random and in rollout.times = {low} {high}; widen it: --rollout.times 0 1"
+            + ("" if walk.random_times == (0, 1) else " --rollout.random-times 0 1")
         )
     return found
 

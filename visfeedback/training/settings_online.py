@@ -29,6 +29,9 @@ class Rollout(Frozen):
     """classifier-free guidance scale; 0 or 1 = none, -1 = the model's own"""
     eta: float = Field(default=1.0, ge=0.0, le=1.0)
     """randomness of a step: 0 = DDIM's deterministic one, 1 = DDPM's"""
+    random_times: tuple[float, float] = (0.0, 1.0)
+    """part of the schedule whose steps are random; the others are DDIM's deterministic ones, as in MixGRPO. A reward
+    then says more of each random step, and the finished images have less noise; with `times` the same part"""
     sampler: str = ""
     """who draws for methods that learn from images alone (rwr, raft): ddim, euler, dpm++2m, or a diffusers scheduler
     class, as `visfeedback generate --sampler`; with `eta` 0. Empty: the model's own steps, random by `eta`"""
@@ -49,7 +52,7 @@ class Rollout(Frozen):
     overlap: Literal["auto", "on", "off"] = "auto"
     """score images while the next ones are drawn; auto = where drawing is not on the CPU"""
 
-    @field_validator("times")
+    @field_validator("times", "random_times")
     @classmethod
     def _a_part(cls, times: tuple[float, float]) -> tuple[float, float]:
         if not 0 <= times[0] < times[1] <= 1:

@@ -16,7 +16,7 @@ from torch import Tensor
 from visfeedback import store
 from visfeedback.plugins import InputError
 from visfeedback.preferences.pairs import pairs_from_feedback
-from visfeedback.sampling.rollout import Paths, Walk
+from visfeedback.sampling.rollout import Paths
 from visfeedback.sampling.samples import read_samples
 from visfeedback.sampling.trajectories import read_trajectory, stack, trajectory_file
 from visfeedback.training import looks, tables
@@ -120,13 +120,11 @@ def open_paths(
     mine = [records[g * count + k] for g in range(worker.rank, groups - groups % worker.ranks, worker.ranks)
             for k in range(count)]  # fmt: skip
     read = [read_trajectory(Path(record.folder), record.id) for record in mine]
-    if len({(guidance, eta) for _, guidance, eta in read}) > 1:
-        raise InputError("these paths were drawn with different guidance or eta; learn from each kind by itself")
-    if any(set(path) < {"reference_log_prob"} for path, _, _ in read):
+    if len({walk for _, walk in read}) > 1:
+        raise InputError("these paths were drawn in different ways; learn from each kind by itself")
+    if any("reference_log_prob" not in path for path, _ in read):
         raise InputError("a path has no reference_log_prob; draw the images anew")
-    drawn = _drawn(worker, mine, [path for path, _, _ in read], count)
-    steps = len(drawn.paths.t) - 1
-    walk = Walk(steps, read[0][1], read[0][2])
+    drawn, walk = _drawn(worker, mine, [path for path, _ in read], count), read[0][1]
     check_groups(settings)
     batches = PathBatches(PathFolder(drawn), settings, worker.backbone.process, walk, gather)
     texts = list(dict.fromkeys(record.prompt.text for record in records))
