@@ -40,6 +40,9 @@ FIRST = {"lee_rwr": BRIEF, "dreamsync": BRIEF, "human_d3po": ("--ask.tastes", "N
 """further flags of a loop: those that evaluate by themselves do so on little, for everybody is judged alike afterwards;
 and people only want what the prompt says, for that is what is judged"""
 
+BEGUN = ("environment.json", "config.toml")
+"""a run has either from its start on, and a killed one perhaps the first alone; the commands then want --resume"""
+
 
 @dataclass(frozen=True)
 class Entrant:
@@ -177,8 +180,8 @@ class Job:
         flags += FIRST.get(name, ())
         flags += ["--data.store", self.store] if self.pairs else []
         flags += self.keeping() if name in ("", "lee_rwr") else []
-        begun = out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir())
-        resume = ["--resume"] if begun and (out / "config.toml").is_file() else []
+        begun = any((out / file).is_file() for file in BEGUN)
+        resume = ["--resume"] if begun else []
         verb = "loop" if name else "train"
         self.command(verb, self.entrant.preset, "--out", out, *flags, *self.entrant.flags, *resume)
         return {}

@@ -79,36 +79,33 @@ class PlainD3PO(Plain):
         ratio = torch.exp(now - before).clamp(1 - CLIP, 1 + CLIP)
         return -F.logsigmoid(BETA * (torch.log(ratio[0]) - torch.log(ratio[1])))
 
-    def run(self, latents: torch.Tensor, scores: list[float], learn: bool = True) -> float:
-        """Mean loss over pairs and steps."""
+    def learn(self, latents: torch.Tensor, scores: list[float]) -> float:
+        """Mean loss over pairs and steps; adds its gradient where gradients are on."""
         pairs = [(i, j) if scores[i] > scores[j] else (j, i) for i, j in combinations(range(len(scores)), 2)]
         steps, total = latents.shape[1] - 1, 0.0
         for i, j in pairs:
             for k in range(steps):
                 loss = self.pair(latents, i, j, k) / (len(pairs) * steps)
-                if learn:
+                if torch.is_grad_enabled():
                     loss.backward()
                 total += loss.item()
-        if learn:
-            self.finish()
         return total
 
 
 class PlainDDPO(Plain):
     """PPO's clipped loss step by step."""
 
-    def run(self, latents: torch.Tensor, log_prob: torch.Tensor, advantages: torch.Tensor, learn: bool = True) -> float:
+    def learn(self, latents: torch.Tensor, log_prob: torch.Tensor, advantages: torch.Tensor) -> float:
+        """Mean loss over steps; adds its gradient where gradients are on."""
         rows, steps, total = list(range(len(latents))), latents.shape[1] - 1, 0.0
         for k in range(steps):
             now = self.log_prob(self.pipe.unet, rows, latents[:, k], latents[:, k + 1], k)
             ratio = torch.exp(now - log_prob[:, k])
             clipped = torch.clamp(ratio, 1 - CLIP_DDPO, 1 + CLIP_DDPO)
             loss = torch.maximum(-advantages * ratio, -advantages * clipped).mean() / steps
-            if learn:
+            if torch.is_grad_enabled():
                 loss.backward()
             total += loss.item()
-        if learn:
-            self.finish()
         return total
 
 
@@ -141,17 +138,17 @@ class TrlDDPO:
         self.trainer.train_neg_prompt_embeds = encoded[0]
         self.empty, self.text, self.timesteps = encoded[0], encoded[1], pipe.scheduler.timesteps
 
-    def loss(self, latents: torch.Tensor, log_prob: torch.Tensor, advantages: torch.Tensor) -> float:
-        """Mean over steps, as TRL computes it."""
-        found = []
-        with torch.no_grad():
-            for k in range(latents.shape[1] - 1):
-                t = self.timesteps[k].expand(len(latents))
-                states = torch.cat([self.empty, self.text])
-                given = (latents[:, k], t, latents[:, k + 1], log_prob[:, k], advantages, states)
-                loss, _, _ = self.trainer.calculate_loss(*given)
-                found.append(loss.item())
-        return sum(found) / len(found)
+    def learn(self, latents: torch.Tensor, log_prob: torch.Tensor, advantages: torch.Tensor) -> float:
+        """Mean loss over steps, as TRL computes it; adds its gradient where gradients are on."""
+        steps, total, states = latents.shape[1] - 1, 0.0, torch.cat([self.empty, self.text])
+        for k in range(steps):
+            t = self.timesteps[k].expand(len(latents))
+            given = (latents[:, k], t, latents[:, k + 1], log_prob[:, k], advantages, states)
+            loss = self.trainer.calculate_loss(*given)[0] / steps
+            if torch.is_grad_enabled():
+                loss.backward()
+            total += loss.item()
+        return total
 
     def run(self, latents: torch.Tensor, log_prob: torch.Tensor, advantages: torch.Tensor) -> None:
         """One optimizer step of its own loop."""

@@ -31,8 +31,9 @@ from _contestants import Entrant, Job, entrant, presets
 from visfeedback import prompts
 from visfeedback.cli import evaluate
 from visfeedback.cli.console import Console, calm
-from visfeedback.evaluation.contest import markdown, read_contestant, summarise
+from visfeedback.evaluation.contest import read_contestant, summarise
 from visfeedback.evaluation.contest_page import build, curves, gaming
+from visfeedback.evaluation.contest_table import markdown
 from visfeedback.plugins import InputError
 from visfeedback.report.page import standalone_svg, write_page
 from visfeedback.types.files import write_atomic, write_json

@@ -64,7 +64,7 @@ def ask(preset: Path, flags: list[str], rounds: int, console: Console) -> dict[s
         setup, began = prepare(settings, Run(Path(folder)), False, console.progress), time.perf_counter()
         per_round = getattr(setup.stepper.batches, "per_round", 0) or 1
         gradients = torch.stack([gradient(setup, number * per_round) for number in range(rounds)])
-        images = setup.source.counts(rounds)["images_seen"] / rounds
+        images = setup.source.counts(rounds * per_round)["images_seen"] / rounds
     return {
         "preset": str(preset), "flags": flags, "rounds": rounds, "images": images, "steps_apart": per_round,
         **shares(gradients), "seconds": time.perf_counter() - began,

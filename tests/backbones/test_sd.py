@@ -50,6 +50,8 @@ def test_predict_is_the_pipelines_unet_call(make_tiny_sd: Callable[..., Path], k
     assert torch.equal(sd.predict(x, T, condition), expected)
     assert sd.process.prediction_type == kind
     assert sd.resolution == 16
+    assert sd.latent_shape == (4, 8, 8), "4 channels, 16 pixels at 2 a latent"
+    assert sd.encoders == (sd.pipe.vae, sd.pipe.text_encoder) and not sd.adapts_text
 
 
 def test_the_first_step_serves_time_zero(sd: SD) -> None:
@@ -201,6 +203,7 @@ def test_a_loaded_adapter_brings_no_dropout(sd: SD, tiny_sd: Path, tmp_path: Pat
     sd.pipe.text_encoder.add_adapter(text, adapter_name="default")
     sd.save_adapter(tmp_path)
     loaded, x = load(str(tiny_sd), adapter=str(tmp_path), device="cpu"), noise(2, 4, 8, 8)
+    assert loaded.adapts_text
     condition = loaded.encode_text(["a", "b"])
     assert torch.equal(loaded.encode_text(["a", "b"]).tokens, condition.tokens)
     assert torch.equal(loaded.predict(x, T, condition), loaded.predict(x, T, condition))

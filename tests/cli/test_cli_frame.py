@@ -64,6 +64,11 @@ def raiser(error: BaseException) -> Run:
     return run
 
 
+def noted(error: Exception) -> Exception:
+    error.add_note("step 2 is saved")
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
@@ -83,6 +88,7 @@ def raiser(error: BaseException) -> Run:
         ),
         (OSError(errno.EIO, "I/O error"), 1, "OSError"),
         (ZeroDivisionError("oops"), 1, "ZeroDivisionError: oops (not your fault"),
+        (noted(ZeroDivisionError("oops")), 1, "ZeroDivisionError: oops; step 2 is saved (not your fault"),
         (PartialFailure("1 of 2 failed", {"done": 1}, ["b.png"]), 3, "1 of 2 failed"),
     ],
 )

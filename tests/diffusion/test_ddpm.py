@@ -57,6 +57,7 @@ def test_step_equals_ddim(kind: str, set_alpha_to_one: bool, eta: float) -> None
     scheduler = ddim(kind, set_alpha_to_one=set_alpha_to_one, steps_offset=1)
     scheduler.set_timesteps(20)
     process, (x_t, pred) = DDPM.of(scheduler), tensors(2, 4, 3, 3)
+    assert process.sampler == type(scheduler).__name__
     for k in (0, 10, 19):
         now = int(scheduler.timesteps[k])
         t, t_next = (process.time(torch.full((2,), max(i, -1))) for i in (now, now - 50))

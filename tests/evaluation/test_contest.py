@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from visfeedback.evaluation.contest import markdown, pool, read_contestant, summarise
-from visfeedback.evaluation.contest_page import build
+from visfeedback.evaluation.contest import points, pool, read_contestant, shown_along, summarise
+from visfeedback.evaluation.contest_page import build, curves
+from visfeedback.evaluation.contest_table import markdown
 from visfeedback.evaluation.ledger import read_ledger
 from visfeedback.evaluation.outcomes import FILE, Outcome, Seen
 from visfeedback.evaluation.outcomes import summarise as summary_of
@@ -19,6 +22,7 @@ from visfeedback.plugins import InputError
 from visfeedback.report.page import render_page
 
 TRAINED = '[model]\nid = "shapes:sd"\ndtype = "fp32"\n[reward]\nname = "shapes_clip"\n[data]\nstore = ""\npaths = ""\n'
+DASHES = "stroke-dasharray"
 LOOP = '[model]\nid = "shapes:sd"\ndtype = "fp32"\n[loop]\nname = "{name}"\nrounds = 2\n'
 
 
@@ -82,11 +86,12 @@ def test_a_training_has_stops_where_weights_were_kept(tmp_path):
 
 
 def test_loops_count_what_their_stages_drew_and_took(tmp_path):
-    """lee_rwr: 60 images before, 10 + 5 s, then as its run; dreamsync: two rounds of 20 images and 6 s; human_d3po: of
-    12 images and 7 s."""
+    """lee_rwr: 60 images before, 10 + 5 s, then as its run; dreamsync: two rounds of 20 images and 6 s; human_d3po:
+    three of 12 images and 7 s, of which the second taught nothing: two stops, after 8 and 16 steps."""
     lee, sync, human = (tmp_path / name for name in ("lee_rwr", "dreamsync", "human_d3po"))
     for folder in (lee, sync, human):
-        write(folder / "summary.json", {"per_round": [{"round": r, "images": 12, "seconds": 7.0} for r in (0, 1)]})
+        write(folder / "summary.json", {"per_round": [{"round": r, "images": 12, "seconds": 7.0, "learned": n}
+                                                      for r, n in enumerate((12, 0, 9))]})  # fmt: skip
     write(lee / "config.toml", LOOP.format(name="lee_rwr") + '[label]\njudge = "verifier:shapes"\n')
     drawn = {"name": "draw", "seconds": 10.0, "facts": {"images": 60}}
     write(lee / "stages.jsonl", [drawn, {"name": "fit", "seconds": 5.0, "facts": {}},
@@ -104,7 +109,9 @@ def test_loops_count_what_their_stages_drew_and_took(tmp_path):
     assert [(s.step, s.images, s.seconds) for s in stops] == [(5, 20, 6.0), (10, 40, 12.0)]
     write(human / "config.toml", LOOP.format(name="human_d3po") + '[ask]\njudge = ""\n[optim]\nsteps = 8\n')
     stops = read_ledger(human).stops
-    assert [(s.step, s.images, s.seconds, s.weights) for s in stops][1] == (16, 24, 14.0, "round-1/train/adapter")
+    assert [(s.step, s.images, s.seconds, s.weights) for s in stops] == [
+        (8, 12, 7.0, "round-0/train/adapter"), (16, 36, 21.0, "round-2/train/adapter")
+    ]  # fmt: skip
 
 
 def test_what_is_no_finished_run_is_one_line(tmp_path):
@@ -152,12 +159,12 @@ def test_a_contest_is_pooled_and_drawn(tmp_path):
     all_right, most = [True] * 8, [True] * 6 + [False] * 2
     runs = [read_contestant("dpo", seed, contestant_folder(tmp_path / f"dpo-{seed}", right), (100, 30.0))
             for seed, right in ((1, all_right), (2, most))]  # fmt: skip
-    points = runs[0].points
-    assert [(p.step, p.images, p.seconds, p.drift) for p in points] == [
+    seen = points(runs[0], shown_along(runs))
+    assert [(p.step, p.images, p.seconds, p.drift) for p in seen] == [
         (0, 0, 0.0, 0.0), (2, 116, 34.0, 0.01), (4, 132, 38.0, 0.02)
     ]  # fmt: skip
-    assert [p.judge for p in points] == [0.0, 0.5, 1.0] and [p.reward for p in points] == [0.0, 0.25, 0.5]
-    assert [p.accuracy for p in points] == [0.5, 0.25, 1.0], "all on the images of the stops"
+    assert [p.judge for p in seen] == [0.0, 0.5, 1.0] and [p.reward for p in seen] == [0.0, 0.25, 0.5]
+    assert [p.accuracy for p in seen] == [0.5, 0.25, 1.0], "all on the images of the stops"
     other = read_contestant("raft", 1, contestant_folder(tmp_path / "raft-1", most))
     methods = summarise([other, *runs], resamples=100)
     assert list(methods) == ["dpo", "raft"], "the best first"
@@ -173,6 +180,52 @@ def test_a_contest_is_pooled_and_drawn(tmp_path):
     text = render_page(build(methods, around))
     assert text.count("<svg") >= 3 and "Trained reward and judge over drift" in text and "raft, seed 1" in text
     assert len(set(ids := [part.split('"')[0] for part in text.split(' id="')[1:]])) == len(ids)
+
+
+def measured(folder: Path, right: list[bool], seeds: Sequence[int] = (1,)) -> dict[str, Any]:
+    """Trainings of two methods that only differ in their stops: the second one's were not measured."""
+    runs = []
+    for seed in seeds:
+        first, second = (contestant_folder(folder / f"{name}-{seed}", right) for name in ("dpo", "raft"))
+        shutil.rmtree(second / "along")
+        runs += [read_contestant("dpo", seed, first), read_contestant("raft", seed, second)]
+    return summarise(runs, resamples=100)
+
+
+def test_curves_are_of_the_same_images_for_all(tmp_path):
+    """On the four images of the stops, of which the base has 2 right and these trainings 3; of all eight they have 5,
+    so 62.5%. A method whose stops were not measured is shown on the four, too: its curve begins and ends as the other's
+    does. (Base and end are 50% and 75% of four.)"""
+    methods = measured(tmp_path, [True, True, True, False, True, False, False, True])
+    assert methods["dpo"]["tuned"] == methods["raft"]["tuned"] == 0.625
+    dpo, raft = (methods[name]["per_seed"]["1"]["points"] for name in ("dpo", "raft"))
+    assert len(dpo) == 3 and len(raft) == 2, "the stop was measured of one"
+    assert [point["accuracy"] for point in raft] == [dpo[0]["accuracy"], dpo[-1]["accuracy"]] == [0.5, 0.75]
+
+
+def test_the_base_is_dashed_where_there_is_one(tmp_path):
+    """Methods that start from models of 50% and 25% have no common base: each curve shows its own."""
+    methods = measured(tmp_path, [True] * 8)
+    alike = curves(methods)[0]
+    assert alike.caption == "Mean over seeds. Dashed: the base model." and DASHES in alike.svg
+    methods["raft"]["per_seed"]["1"]["points"][0]["accuracy"] = 0.25
+    differing = curves(methods)[0]
+    assert differing.caption.endswith("A curve begins at its own base model.") and DASHES not in differing.svg
+
+
+def test_one_training_improves_nothing_surely(tmp_path):
+    """Intervals from 10 to 90 points, of one seed or of two: with one it is over prompts alone and says nothing of
+    another training."""
+    around = {"judge": "verifier:shapes", "n_prompts": 4, "images_per_prompt": 2, "command": "python x", "failed": {}}
+    once, twice = measured(tmp_path / "a", [True] * 8), measured(tmp_path / "b", [True] * 8, (1, 2))
+    for found in (*once.values(), *twice.values()):
+        found["delta_ci95"] = [0.1, 0.9]
+    assert "None of 2 methods surely improves the model" in (page := render_page(build(once, around)))
+    assert "no improvement is sure of dpo, raft" in page
+    assert "2 of 2 methods surely improve the model" in (page := render_page(build(twice, around)))
+    assert "no improvement is sure" not in page
+    alone = {"dpo": once["dpo"]}
+    assert "dpo: no sure improvement" in render_page(build(alone, around))
 
 
 def test_runs_that_were_judged_differently_are_not_pooled(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import shlex
@@ -9,6 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from visfeedback.cli.console import Console
+from visfeedback.config import to_toml
+from visfeedback.training.run import Run, check_folder
+from visfeedback.training.settings import Engine
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--prompts", "shapes:heldout:7", "--along-prompts", "shapes:heldout:7", "--along", "2", "--reward"]
@@ -73,6 +79,29 @@ def test_methods_are_trained_judged_and_not_again(tiny_sd, tmp_path, compare):
     code, said = compare("--seeds", "1", *one, *failing, *same, out=tmp_path / "elsewhere")
     assert code == 3 and "nowhere-1 failed: " in said and "nothing" in said
     assert json.loads((tmp_path / "elsewhere/summary.json").read_text())["failed"].keys() == {"nowhere-1"}
+
+
+@pytest.mark.parametrize(
+    ("there", "goes_on"), [((), False), (("cache/latents.bin",), False), (("environment.json",), True),
+                           (("environment.json", "config.toml"), True)],
+)  # fmt: skip
+def test_a_training_that_was_killed_at_its_start_goes_on(compare, tmp_path, monkeypatch, tiny_sd, there, goes_on):
+    """A run writes environment.json, then config.toml. `train` takes a folder with nothing but a cache as new, and one
+    with either file with --resume alone: what this script says must be what that command accepts."""
+    import _contestants
+
+    said: list[str] = []
+    monkeypatch.setattr(_contestants.Job, "command", lambda self, *words: said.extend(map(str, words)))
+    options = argparse.Namespace(out=tmp_path, along=0)
+    job = _contestants.Job(_contestants.entrant("one", "raft", flags(tiny_sd)), 1, options, Console())
+    settings = job.entrant.settings().model_copy(update={"engine": Engine(seed=1)})
+    for name in there:
+        file = job.folder / "run" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}" if name == "environment.json" else to_toml(settings) if name == "config.toml" else "")
+    job.train()
+    assert said[:2] == ["train", str(job.entrant.preset)] and ("--resume" in said) is goes_on
+    check_folder(Run(job.folder / "run"), settings, "--resume" in said)
 
 
 @pytest.mark.parametrize(

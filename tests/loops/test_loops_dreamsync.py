@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from toy_training import Brightness
 
-from visfeedback import config
+from visfeedback import config, rewards
+from visfeedback.loops import _tuning, dreamsync
 from visfeedback.loops._filter import Filter, Judged, passing
 from visfeedback.loops._stages import Stages
 from visfeedback.loops.dreamsync import Settings, run
 from visfeedback.plugins import InputError
+from visfeedback.training import scorer
+from visfeedback.training.scorer import Scorer
+from visfeedback.training.settings_online import RewardChoice
+from visfeedback.types.protocols import silent
+from visfeedback.types.records import Origin, Prompt
 
 PRESET = Path(__file__).parents[2] / "configs" / "loops" / "dreamsync_shapes.toml"
 STAGES = [f"round-{n}/{stage}" for n in (1, 2) for stage in ("draw", "judge", "train", "evaluate")]
@@ -114,12 +123,121 @@ def test_a_round_that_keeps_nothing_is_one_line(tiny_sd, tmp_path):
     [
         ({"data": {"prompts": ["an oil painting"]}}, "cannot read the prompt 'an oil painting'"),
         ({"filter": {"beautiful": "estetic"}}, "no 'estetic' in rewards"),
+        ({"filter": {"beautiful": "ocr"}}, r"filter.beautiful = ocr cannot score .*quotes.*--filter.beautiful NAME"),
+        ({"data": {"real": "nowhere"}}, "no nowhere; --data.real is a folder"),
+        ({"evaluation": {"prompts": ["nowhere.txt"]}}, "no file nowhere.txt"),
     ],
 )
 def test_judges_that_cannot_judge_are_one_line_before_anything_is_drawn(tiny_sd, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         run(settings(tiny_sd, **changes), tmp_path / "out", False)
     assert not (tmp_path / "out").exists()
+
+
+def judging(monkeypatch: pytest.MonkeyPatch, judge: Brightness) -> Brightness:
+    """What every name of a reward means from now on."""
+    monkeypatch.setattr(rewards, "load", lambda name, device="cpu", dtype="fp32": judge)
+    return judge
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda scores: torch.where(scores == scores.min(), torch.nan, scores), "gave nan to an image of '.*'"),
+        (lambda scores: scores[:, None], r"scores of shape \(9, 1\) for 9 images"),
+    ],
+)
+def test_an_answer_that_is_no_score_is_one_line(tiny_sd, tmp_path, monkeypatch, spoil, words):
+    """Not an image that fails the filter: nothing is filtered, and no NaN is in any file."""
+    judging(monkeypatch, Brightness(spoil))
+    with pytest.raises(InputError, match=words) as found:
+        run(settings(tiny_sd), tmp_path / "out", False)
+    assert "\n" not in str(found.value)
+    assert not [path for path in (tmp_path / "out").rglob("*.jsonl") if "NaN" in path.read_text()]
+    assert not (tmp_path / "out/round-1/scored.jsonl").exists()
+
+
+class Server(Brightness):
+    """A judge elsewhere, which answers so many questions and then is away."""
+
+    def __init__(self, answers: int) -> None:
+        super().__init__()
+        self.answers, self.origin = answers, Origin(model="http://judge.example")
+
+    def combine(self, images, texts, pairing="paired"):
+        if self.asked == self.answers:
+            raise ConnectionError("connection refused")
+        return super().combine(images, texts, pairing)
+
+
+def test_a_judge_that_is_away_is_waited_for(tiny_sd, tmp_path, monkeypatch):
+    """5 further attempts after 5, 10, 20, 40 and 80 seconds, then a line that says how to go on."""
+    waits: list[float] = []
+    monkeypatch.setattr(scorer.time, "sleep", waits.append)
+    judging(monkeypatch, Server(0))
+    with pytest.raises(InputError, match=r"does not answer \(6 attempts\): connection refused; .*--resume"):
+        run(settings(tiny_sd), tmp_path / "out", False)
+    assert waits == [5, 10, 20, 40, 80]
+
+
+def test_scores_are_kept_as_they_come(finished, tmp_path, monkeypatch):
+    """9 images, 4 at once: the second answer fails, so 4 scores are kept, and the next attempt asks for 4 and 1 more.
+    All are what a judge that never failed says."""
+    root, kept = finished[0] / "round-1/drawn", tmp_path / "scores.jsonl"
+    samples, choice = _tuning.drawn(root), RewardChoice(name="any", retries=0, wait=0)
+    judging(monkeypatch, Server(1))
+    with pytest.raises(InputError, match="the scores before are kept, go on with --resume"):
+        _tuning.scores_of(samples, root, Scorer(choice, "cpu"), kept, silent, at_once=4)
+    assert len(kept.read_text().splitlines()) == 4
+    again = judging(monkeypatch, Server(99))
+    scores = _tuning.scores_of(samples, root, Scorer(choice, "cpu"), kept, silent, at_once=4)
+    assert again.asked == 2
+    expected = _tuning.scores_of(samples, root, Scorer(choice, "cpu"), tmp_path / "other.jsonl", silent)
+    assert scores == pytest.approx(expected, abs=1e-6) and len(set(scores)) > 1
+
+
+def test_judges_are_where_the_engine_is(tiny_sd, tmp_path, monkeypatch):
+    """Both of them, as the other rewards of a training are."""
+    seen = []
+
+    def load(name, device="cpu", dtype="fp32"):
+        seen.append((name, device))
+        return Brightness()
+
+    monkeypatch.setattr(rewards, "load", load)
+    Filter().load([Prompt.of("a red circle")], "cuda:1")
+    assert seen == [("shapes_verifier", "cuda:1"), ("shapes_clip", "cuda:1")]
+    monkeypatch.setattr(dreamsync, "pick_device", lambda device: torch.device("meta", 3) if device == "cpu" else None)
+    monkeypatch.setattr(dreamsync, "claim", lambda *_: (_ for _ in ()).throw(InputError("far enough")))
+    with pytest.raises(InputError, match="far enough"):
+        run(settings(tiny_sd), tmp_path / "out", False)
+    assert seen[2:] == [("shapes_verifier", "meta:3"), ("shapes_clip", "meta:3")]
+
+
+def test_the_base_images_of_a_round_are_whole_or_absent(tiny_sd, finished, tmp_path, monkeypatch):
+    """A copy that dies in the middle leaves nothing under the name `base`; the next one begins anew."""
+    from visfeedback.loops import _folders
+
+    source, target = finished[0] / "round-1/evaluation/base", tmp_path / "base"
+    files = sorted(path.name for path in source.rglob("*") if path.is_file())
+    copied, whole = [], shutil.copytree
+
+    def dies(one, other):
+        copied.append(other)
+        if len(copied) == 2:
+            raise KeyboardInterrupt
+        return shutil.copyfile(one, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_folders.shutil, "copytree", lambda a, b, *_: whole(a, b, copy_function=dies))
+        with pytest.raises(KeyboardInterrupt):
+            _folders.copy_whole(source, target)
+    assert len(files) > 2 and not target.exists()
+    _folders.copy_whole(source, target)
+    (target / "samples.jsonl").unlink()
+    _folders.copy_whole(source, target)
+    assert sorted(path.name for path in target.rglob("*") if path.is_file()) == files
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_the_preset_fits_the_program():

@@ -46,6 +46,10 @@ def test_two_rounds_leave_their_folders(finished):
     assert summary["drift"] > 0 and Path(summary["adapter"]).is_dir()
     assert all(0 <= row["right"] <= 1 and row["taste"] is not None for row in summary["per_round"])
     assert "visfeedback loop X" in (finished / "report.html").read_text()
+    assert [row["learned"] for row in summary["per_round"]] == [6, 6]
+    assert summary["adapter"] == str(finished / "adapter")
+    last, kept = finished / "round-1/train/adapter", finished / "adapter"
+    assert {p.name: p.read_bytes() for p in kept.iterdir()} == {p.name: p.read_bytes() for p in last.iterdir()}
     for number in range(2):
         folder = finished / f"round-{number}"
         assert len(read_samples(folder)) == 6 and len(list((folder / "trajectories").iterdir())) == 6
@@ -123,12 +127,8 @@ def test_people_answer_in_their_own_time(tmp_path):
         )  # fmt: skip
     with pytest.raises(InputError, match="4 of 6 answers are there"):
         run(wanted, tmp_path / "run", True)
-    with pytest.raises(InputError, match=r"config.toml has rollout.per_prompt = 3, now it is 4; "):
-        run(
-            toy(loop={"rounds": 1, "store": address}, ask={"judge": ""}, rollout={"per_prompt": 4}),
-            tmp_path / "run",
-            True,
-        )
+    with pytest.raises(InputError, match=r"config.toml has rollout.steps = 2, now it is 3; "):
+        run(toy(loop={"rounds": 1, "store": address}, ask={"judge": ""}, rollout={"steps": 3}), tmp_path / "run", True)
     fewer = toy(loop={"rounds": 1, "store": address}, ask={"judge": "", "answered": 0.6})
     first = run(fewer, tmp_path / "run", True)["per_round"][0]
     assert (first["asked"], first["answered"], first["skipped"], first["ties"]) == (6, 4, 1, 0)
@@ -158,10 +158,73 @@ def test_ratings_of_d3pos_own_files_are_votes(finished, tmp_path):
     ]  # fmt: skip
 
 
+def test_drawing_has_the_precision_of_training(tiny_sd, tmp_path):
+    """bf16: the paths are drawn and learned by the same network calls, so before the first update every ratio to the
+    reference is 1 and its logarithm 0. Drawn in fp32, the network calls of training would be off by bf16's 2^-8."""
+    wanted = toy(model={"id": str(tiny_sd)}, loop={"rounds": 1}, engine={"mixed_precision": "bf16"})
+    run(wanted, tmp_path / "run", False)
+    first = json.loads((tmp_path / "run/round-0/train/metrics.jsonl").read_text().splitlines()[0])
+    assert first["log_ratio"] < 1e-4 and first["clipped"] == 0
+    paths = [read_trajectory(tmp_path / "run/round-0", s.id)[0] for s in read_samples(tmp_path / "run/round-0")]
+    assert max((path["log_prob"] - path["reference_log_prob"]).abs().max().item() for path in paths) < 1e-4
+
+
+def vote(folder: Path, address: str, choices: list[str]) -> None:
+    """A person's answers to the first pairs of a round, prompt by prompt."""
+    samples = read_samples(folder)
+    groups = [[s for s in samples if s.prompt_id == name] for name in dict.fromkeys(s.prompt_id for s in samples)]
+    pairs = [(group[a], group[b]) for group in groups for a, b in ((0, 1), (0, 2), (1, 2))]
+    with store.open(address) as opened:
+        opened.add_feedback(
+            Feedback(judge="human:ada", prompt_id=a.prompt_id, sample_ids=(a.id, b.id), choice=choice,
+                     values=PAIR_VALUES[choice]) for (a, b), choice in zip(pairs, choices, strict=True)
+        )  # fmt: skip
+
+
+def test_a_round_of_ties_and_skips_is_skipped(tiny_sd, tmp_path):
+    """Round 0: one preference among 6 pairs, so 2 images (and the run of its 2 steps sees one group of 3 twice: 6).
+    Rounds 1 and 2: none, so they learn nothing and round 2 still draws with what round 0 left."""
+    out, address = tmp_path / "run", f"sqlite:///{tmp_path / 'votes.db'}"
+    wanted = toy(model={"id": str(tiny_sd)}, loop={"rounds": 3, "store": address}, ask={"judge": ""})
+    with pytest.raises(InputError, match="0 of 6 answers"):
+        run(wanted, out, False)
+    vote(out / "round-0", address, ["a", *["tie"] * 3, *["skip"] * 2])
+    with pytest.raises(InputError, match="0 of 6 answers"):
+        run(wanted, out, True)
+    vote(out / "round-1", address, ["tie"] * 6)
+    with (
+        pytest.warns(UserWarning, match=r"round 1: nobody preferred any image \(6 ties, 0 skipped of 6 pairs\)"),
+        pytest.raises(InputError, match="0 of 6 answers"),
+    ):
+        run(wanted, out, True)
+    vote(out / "round-2", address, ["skip"] * 6)
+    with pytest.warns(UserWarning, match=r"round 2: .*\(0 ties, 6 skipped of 6 pairs\); nothing is learned"):
+        summary = run(wanted, out, True)
+    rows, first = summary["per_round"], out / "round-0/train/adapter"
+    assert [row["learned"] for row in rows] == [2, 0, 0] and [row["loss"] for row in rows][1:] == [None, None]
+    assert json.loads((first.parent / "summary.json").read_text())["images_seen"] == 6
+    assert rows[0]["drift"] == rows[1]["drift"] == rows[2]["drift"] > 0
+    assert {sample.adapter for sample in read_samples(out / "round-2")} == {str(first)}
+    name = "pytorch_lora_weights.safetensors"
+    assert (out / "adapter" / name).read_bytes() == (first / name).read_bytes()
+
+
+def test_when_nobody_ever_prefers_anything_the_program_still_ends(tiny_sd, tmp_path):
+    """No image is 100 points of worth better than another: all ties, and there is no adapter to name."""
+    wanted = toy(model={"id": str(tiny_sd)}, ask={"tie_band": 100.0, "noise": 0.0})
+    with pytest.warns(UserWarning, match="nothing is learned"):
+        summary = run(wanted, tmp_path / "run", False)
+    assert [row["ties"] for row in summary["per_round"]] == [6, 6] and summary["drift"] == 0
+    assert summary["adapter"] == "" and not (tmp_path / "run/adapter").exists()
+    assert "--adapter" not in (tmp_path / "run/report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"rollout": {"prompts": []}}, "nothing to draw; give --rollout.prompts"),
         ({"rollout": {"per_prompt": 1}}, "--rollout.per-prompt 2"),
+        ({"engine": {"mixed_precision": "fp16"}}, "fp16 needs a GPU"),
         ({"rollout": {"eta": 0.0}}, "rollout.eta = 0"),
         ({"ask": {"judge": "simulated:mars"}}, "no world 'mars'"),
         ({"optim": {"batch_size": 4}}, "cuts groups of 3"),
@@ -171,6 +234,7 @@ def test_settings_that_cannot_work(tmp_path, changes, words):
     with pytest.raises(InputError, match=words) as caught:
         run(toy(**changes), tmp_path / "run", False)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run/round-0").exists(), "nothing is drawn in vain"
 
 
 def test_the_preset_fits():

@@ -78,9 +78,8 @@ def test_a_finished_run_is_only_read_again(tiny_sd, finished):
 def test_a_run_that_stopped_goes_on_to_the_same_numbers(tiny_sd, finished, stage):
     """Cut the journal before a stage, as a kill while it worked would: what is there already is used again."""
     out, summary = finished
-    lines = (out / "stages.jsonl").read_text().splitlines()[: STAGES.index(stage)]
     text = (out / "scored.jsonl").read_text()
-    (out / "stages.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    cut(out, stage)
     again = run(settings(tiny_sd), out, True)
     assert again["tuned"]["rewards"] == summary["tuned"]["rewards"]
     assert again["labels"] == summary["labels"]
@@ -93,8 +92,7 @@ def test_a_folder_that_was_moved_goes_on(tiny_sd, finished, tmp_path):
     out, summary = finished
     moved = tmp_path / "moved" / "here"
     shutil.copytree(out, moved)
-    lines = (out / "stages.jsonl").read_text().splitlines()[: STAGES.index("train")]
-    (moved / "stages.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    cut(moved, "train")
     shutil.rmtree(moved / "run/checkpoints/step-3")
     listed = (moved / "scored.jsonl").read_text().splitlines()
     assert not any(Path(json.loads(line)["image"]).is_absolute() for line in listed)
@@ -129,6 +127,28 @@ def test_people_label_in_a_store_and_nothing_is_drawn(tiny_sd, tmp_path):
     assert summary["drawn"]["images"] == 0
     assert summary["labels"] == {"judge": "store", "labels": 8, "good": 0.5, "left_out": {}}
     assert summary["beta"] == 0.0, "there is no real data"
+    before = [json.loads(line)["image"] for line in (tmp_path / "out/scored.jsonl").read_text().splitlines()]
+    label_one_more(url, tmp_path / "more")
+    cut(tmp_path / "out", "fit")
+    again = run(chosen, tmp_path / "out", True)
+    assert again["labels"] == summary["labels"] and again["reward"] == summary["reward"]
+    after = [json.loads(line)["image"] for line in (tmp_path / "out/scored.jsonl").read_text().splitlines()]
+    assert len(after) == 8 and after == before, "what people say after the labels were read is for another run"
+
+
+def label_one_more(url: str, folder: Path) -> None:
+    """As people do while the reward is being fitted."""
+    write_renders([Prompt.of("a green triangle")], 1, 0, folder)
+    sample = sample_of(json.loads((folder / "metadata.jsonl").read_text()), folder)
+    with store.open(url) as opened:
+        opened.add_samples([sample], folder)
+        opened.add_feedback([liked(sample, True)])
+
+
+def cut(out: Path, stage: str) -> None:
+    """Forget the stages from this one on, as a kill while it worked would."""
+    lines = (out / "stages.jsonl").read_text().splitlines()[: STAGES.index(stage)]
+    (out / "stages.jsonl").write_text("".join(f"{line}\n" for line in lines))
 
 
 def liked(sample: Sample, good: bool) -> Feedback:
@@ -177,6 +197,8 @@ def test_a_simulated_person_slips_as_often_as_told():
         ({"data": {"prompts": ["an oil painting of a fox"]}}, r"cannot read the prompt 'an oil painting of a fox'"),
         ({"label": {"judge": "verifer:shapes"}}, r"no judge 'verifer:shapes' of single images; did you mean"),
         ({"label": {"judge": "store"}}, r"--label.store"),
+        ({"data": {"real": "nowhere"}}, "no nowhere; --data.real is a folder"),
+        ({"evaluation": {"prompts": ["nowhere.txt"]}}, "no file nowhere.txt"),
         ({"label": {"store": "sqlite:///p.db"}}, r"--label.judge store"),
         ({"label": {"judge": "store", "store": "sqlite:///nowhere.db"}}, r"no store at nowhere.db"),
     ],

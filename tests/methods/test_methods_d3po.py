@@ -80,6 +80,22 @@ def test_pairs_are_within_groups_and_leave_out_ties(backbone):
     assert (first.tolist(), second.tolist(), probability.tolist()) == ([2], [3], [0.0])
 
 
+def test_groups_count_alike_with_ties_and_however_they_are_split(backbone):
+    """1 x 3 = 3 x 1: groups of scores 0 1 2, 0 0 1 and 1 1 1 have 3, 2 and 0 pairs. Each pair of the first counts 1/9,
+    of the second 1/6: while policy = reference, 3/9 ln 2 + 2/6 ln 2; away from it, the mean of each group's loss."""
+    batch = piece(rollouts(backbone, groups=3, each=3), 1)
+    batch = replace(batch, scores=torch.tensor([0.0, 1.0, 2.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]))
+    assert D3PO().loss(backbone, batch, context())[0].item() == pytest.approx(2 / 3 * math.log(2), abs=1e-6)
+    method = D3PO(beta=30.0, clip=0.5)
+    with moved(backbone):
+        parameters = list(backbone.parameters())
+        whole = torch.autograd.grad(method.loss(backbone, batch, context())[0], parameters)
+        parts = [method.loss(backbone, batch.rows(slice(3 * g, 3 * g + 3)), context())[0] for g in range(3)]
+        single = torch.autograd.grad(torch.stack(parts).mean(), parameters)
+    for a, b in zip(whole, single, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))  # other batch shapes
+
+
 def test_votes_of_people_decide_where_they_are(backbone):
     """better[i, k]: of three images 0 beats 1, 1 and 2 are split .8, 0 and 2 were never compared: two pairs."""
     nan = math.nan

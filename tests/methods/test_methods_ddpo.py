@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_rollouts import WALK, context, moved, rollouts, tiny_policy
 
-from visfeedback.methods._advantages import by_group, by_prompt
+from visfeedback.methods._advantages import by_batch, by_group, by_prompt
 from visfeedback.methods.ddpo import DDPO
 from visfeedback.sampling.rollout import log_probs, log_probs_and_means, piece, reach
 
@@ -140,6 +140,31 @@ def test_advantages_of_a_group_add_up_to_0():
     plain, batch = by_group(scores, group, "none"), by_group(scores, group, "batch")
     torch.testing.assert_close(plain[:3], torch.tensor([-2.0, -1.0, 3.0]))
     torch.testing.assert_close(batch, plain / (scores.std(correction=0) + 1e-6))
+
+
+@pytest.mark.parametrize("score", [21.37, 5.3])
+def test_equal_scores_are_no_advantage(score):
+    """In float32 the mean of 22 scores of 21.37 is off by 3.8e-6, and so is the spread: an advantage of 3.8 / (3.8 + 1)
+    = .79 for all (5.3: .32). It is 0, also where a prompt's memory has no other score while another's scores differ."""
+    scores = torch.full((22,), score)
+    assert by_batch(scores).tolist() == [0] * 22 and by_group(scores, torch.zeros(22)).tolist() == [0] * 22
+    seen: dict = {"a": scores.tolist()}
+    mixed = torch.cat([scores[:3], torch.tensor([score + 1, score - 1])])
+    found = by_prompt(mixed, ["a", "a", "a", "b", "b"], seen, 32, 2)
+    assert found[:3].tolist() == [0, 0, 0] and found[3:].tolist() == pytest.approx([1, -1], abs=1e-5)
+    assert found.dtype == torch.float32
+
+
+def test_nearly_equal_scores_are_compared_exactly():
+    """One of 24 scores differs by a 64th, which float32 has: (1 - 1/24) / 64 over sqrt(1/24 (1 - 1/24)) / 64, that is
+    sqrt(23) = 4.796 for it and -1 / sqrt(23) for the others, less 1e-6 in a spread of .00312."""
+    scores = torch.full((24,), 21.375)
+    scores[5] += 1 / 64
+    spread = math.sqrt(23) / 24 / 64
+    expected = torch.full((24,), -1 / 24 / 64 / (spread + 1e-6))
+    expected[5] = 23 / 24 / 64 / (spread + 1e-6)
+    for found in (by_batch(scores), by_group(scores, torch.zeros(24)), by_prompt(scores, ["a"] * 24, {}, 32, 2)):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
 def test_advantages_are_clipped():

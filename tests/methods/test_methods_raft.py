@@ -64,3 +64,4 @@ def test_no_choice_is_one_line(scores, group, message):
 def test_best_of_n_needs_more_than_n():
     assert RAFT(best=3).least_group == 4
     assert RAFT(floor=0.5).least_group == 1, "a single image may pass a floor or not"
+    assert RAFT().kept_share(4) == 0.25 and RAFT(best=3, floor=0.5).kept_share(2) == 1

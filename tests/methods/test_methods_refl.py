@@ -12,7 +12,9 @@ import torch
 from tests.support.tiny_backbone import Brightness, TinyBackbone, derivatives
 from visfeedback.methods._rewarded import Objective
 from visfeedback.methods._start import start
-from visfeedback.methods.refl import ReFL, Uncertainty
+from visfeedback.methods._uncertainty import Uncertainty
+from visfeedback.methods.draft import DRaFT
+from visfeedback.methods.refl import ReFL
 from visfeedback.plugins import InputError
 from visfeedback.sampling.differentiable import descend, predicted_image
 from visfeedback.types.batches import PromptBatch
@@ -132,6 +134,38 @@ def test_uncertainty_trusts_less_where_the_reward_changes_its_mind(tiny):
     assert torn.item() == pytest.approx(0.5 * metrics["uncertainty"], rel=1e-5)
     torn.backward()
     assert tiny.linear.grad.any(), "U has a gradient of its own"
+
+
+@pytest.mark.parametrize("method", [ReFL(objective=LINEAR), DRaFT(last=1), DRaFT(last=3), DRaFT(noisings=1)])
+@pytest.mark.parametrize("doubt", [0.5, 2.0])
+def test_trust_falls_exponentially_with_doubt(tiny, method, doubt):
+    """One image whose reward changes by D: width D / U makes its doubt U, and the loss L e^-U + .3 U. At U = .5 the
+    trust is .607 (e^-U^2 is .779, 1 / (1 + U)^2 .444), at U = 2 it is .135 (.018, .111)."""
+    one = PromptBatch((Prompt.of("eel"),), (2,), STEPS)
+    plain, _ = method.loss(tiny, one, context())
+
+    def doubtful(**knobs: float):
+        changed = method.model_copy(update={"uncertainty": Uncertainty(on=True, gap=0.1, **knobs)})
+        return changed.loss(tiny, one, context())
+
+    change = doubtful(width=1.0)[1]["uncertainty"]
+    loss, metrics = doubtful(width=change / doubt, penalty=0.3)
+    assert metrics["uncertainty"] == pytest.approx(doubt, rel=1e-5)
+    assert loss.item() == pytest.approx(plain.item() * math.exp(-doubt) + 0.3 * doubt, rel=1e-5)
+
+
+def test_drafts_last_step_is_doubted_as_refls(tiny):
+    """Without randomness and with a schedule that ends at alpha 1 the finished image is what the last prediction
+    implies: DRaFT-1 is ReFL at the last step, its doubt and the gradient of that included."""
+    doubt, found = Uncertainty(on=True, gap=0.1, width=1e-3, penalty=0.5), []
+    for method in (ReFL(window=(0.99, 1.0), objective=LINEAR, uncertainty=doubt), DRaFT(uncertainty=doubt)):
+        tiny.zero_grad()
+        loss, metrics = method.loss(tiny, prompts(), context())
+        loss.backward()
+        found.append((loss.item(), metrics["uncertainty"], tiny.linear.grad.clone()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6) and found[0][1] == pytest.approx(found[1][1], rel=1e-6)
+    assert found[0][1] > 0.1
+    torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-6, atol=1e-9)
 
 
 def test_the_neighbouring_time_has_the_same_image_and_noise(tiny):

@@ -71,9 +71,20 @@ def test_softmax_over_a_prompt_does_not_see_the_others():
 
 
 def test_huge_scores_do_not_overflow():
+    """Two of six hold all weight; they alone are learned, so each weighs 1."""
     found = weigh(RWR(temperature=1e-3), SCORES * 1e4)
     assert found.isfinite().all()
-    torch.testing.assert_close(found, torch.tensor([0.0, 0.0, 0.0, 0.0, 3.0, 3.0]))
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 1.0]))
+
+
+@pytest.mark.parametrize("over", ["set", "prompt"])
+@pytest.mark.parametrize(("gap", "left"), [(80.0, 6), (120.0, 4)])
+def test_weights_too_small_for_float32_change_nothing_by_leaving(over, gap, left):
+    """Scores 0, 0, -gap of each prompt. e^-80 = 2e-35 is a float32, e^-120 = 8e-53 is not: that image leaves the set.
+    Either way the mean of w L over those that are left is that of the four others' L: w / left = 1 / 4 each."""
+    found = weigh(RWR(over=over, temperature=1.0), torch.tensor([0.0, 0.0, -gap] * 2))
+    assert int((found != 0).sum()) == left and found.sum().item() == pytest.approx(left)
+    torch.testing.assert_close(found / left, torch.tensor([0.25, 0.25, 0.0] * 2), rtol=1e-6, atol=1e-20)
 
 
 def test_sparse_keeps_the_best_share_equally():
@@ -83,7 +94,18 @@ def test_sparse_keeps_the_best_share_equally():
 
 
 def test_lee_et_al_take_the_score_itself():
-    assert weigh(RWR(weighting="reward"), torch.tensor([-0.5, 0.25, 1.0, 0, 0, 0])).tolist() == [0, 0.25, 1, 0, 0, 0]
+    """w L is averaged over the 2 that are left, and stands for a mean over all 6: .25 and 1 times 2 / 6."""
+    found = weigh(RWR(weighting="reward"), torch.tensor([-0.5, 0.25, 1.0, 0, 0, 0]))
+    torch.testing.assert_close(found, torch.tensor([0, 0.25, 1, 0, 0, 0]) / 3)
+    assert weigh(RWR(weighting="reward"), torch.full((6,), 0.5)).tolist() == [0.5] * 6, "where none leaves, as it is"
+
+
+def test_a_score_of_almost_0_is_as_good_as_0():
+    """Scores 1 and five times e: the mean of w over the images that are left is 1 / 6 at e = 0 as at e = 1e-9, so the
+    reward weighs the same beside beta times the real images."""
+    for least in (0.0, 1e-9):
+        found = weigh(RWR(weighting="reward"), torch.tensor([1.0, *[least] * 5]))
+        assert found[found != 0].mean().item() == pytest.approx(1 / 6, rel=1e-6)
 
 
 def test_the_effective_sample_size_is_logged():
@@ -160,6 +182,19 @@ def test_a_prompt_with_one_image_has_nothing_to_compare():
         weigh(RWR(over="prompt"), SCORES, torch.arange(6))
     with pytest.raises(InputError, match="1 scored image"):
         weigh(RWR(), SCORES[:1], GROUP[:1])
+
+
+def test_what_is_compared_decides_how_many_images_a_prompt_needs():
+    assert RWR(over="prompt").least_group == RWR(over="prompt", weighting="sparse").least_group == 2
+    assert RWR().least_group == RWR(over="batch").least_group == 1
+    assert RWR(over="prompt", weighting="reward").least_group == 1, "each score is a weight by itself"
+
+
+def test_the_share_of_images_that_sparse_keeps():
+    """A fifth of the set; of 4 images of a prompt round(.8) = 1, a quarter. The others keep all."""
+    assert RWR(weighting="sparse").kept_share(4) == 0.2
+    assert RWR(weighting="sparse", over="prompt").kept_share(4) == 0.25
+    assert RWR(weighting="sparse", over="batch").kept_share(4) == RWR().kept_share(4) == 1
 
 
 @pytest.mark.parametrize("knobs", [{"temperature": 0}, {"keep": 0}, {"keep": 1.5}, {"beta": -1}, {"over": "all"}])

@@ -150,6 +150,7 @@ def test_control_tokens_in_a_prompt_fail_that_prompt(reward):
     assert not matrix[:, 0].isnan().any()
     assert list(reward.failures) == [(0, 1), (1, 1)]
     assert "'<|Reward|>'" in reward.failures[0, 1]
+    assert reward.unfit(prompts[1]) == reward.failures[0, 1] and reward.unfit(prompts[0]) == ""
     assert reward.combine(features, reward.encode_texts(["<|im_end|>"] * 2)).isnan().all()
     assert list(reward.failures) == [(0, 0), (1, 1)]
 

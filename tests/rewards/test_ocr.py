@@ -65,6 +65,8 @@ def test_prompts_without_a_target_fail_with_a_reason(reward, features):
     assert scores.isnan().all()
     assert list(reward.failures) == [(0, 0), (1, 1), (2, 2)]
     assert all("double quotes" in why and "\n" not in why for why in reward.failures.values())
+    assert reward.unfit("no quotes") == reward.unfit('empty "" quotes') == reward.failures[0, 0]
+    assert reward.unfit('a sign "OPEN"') == ""
     matrix = reward.combine(features, reward.encode_texts(['"HELLO"', "none"]), "matrix")
     assert matrix[:, 0].isfinite().all()
     assert matrix[:, 1].isnan().all()

@@ -120,14 +120,14 @@ def test_an_image_depends_on_its_own_seed_alone(tiny):
 def test_sampling_equals_the_one_with_memory(tiny_sd):
     """The same seeds, steps and guidance as ``rollout.roll`` give the same latents."""
     from visfeedback.backbones.load import load
-    from visfeedback.sampling.rollout import Walk, latent_shape, roll
+    from visfeedback.sampling.rollout import Walk, roll
 
     backbone = load(str(tiny_sd), device="cpu")
     backbone.add_lora(rank=2)
     told, free = backbone.encode_text(PROMPTS), backbone.encode_text(["", ""])
-    expected = roll(backbone, told, free, (1, 2), latent_shape(backbone), Walk(4, 3.0, eta=0.0)).images
+    expected = roll(backbone, told, free, (1, 2), backbone.latent_shape, Walk(4, 3.0, eta=0.0)).images
     sources = Sources.of((1, 2), backbone.device)
-    start = sources.noise(latent_shape(backbone))
+    start = sources.noise(backbone.latent_shape)
     got = sample(Guided(backbone, told, free, 3.0), backbone.process, start, backbone.process.times(4), sources, 4)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 

@@ -15,7 +15,6 @@ from visfeedback.plugins import InputError
 from visfeedback.sampling.rollout import (
     Walk,
     guided,
-    latent_shape,
     log_probs,
     noisy_steps,
     path_log_probs,
@@ -52,7 +51,7 @@ def moved(backbone):
 
 def draw(backbone, walk=WALK, seeds=SEEDS, prompts=PROMPTS, **more):
     condition, without = backbone.encode_text(prompts), backbone.encode_text([""] * len(prompts))
-    return roll(backbone, condition, without, seeds, latent_shape(backbone), walk, **more)
+    return roll(backbone, condition, without, seeds, backbone.latent_shape, walk, **more)
 
 
 def rollouts(backbone, paths, walk=WALK, prompts=PROMPTS) -> Rollouts:

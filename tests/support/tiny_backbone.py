@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,12 +18,13 @@ C, SIDE, D = 2, 2, 3
 class TinyBackbone(nn.Module):
     """Latents (2, 2, 2), prompts as 3 numbers, pixels (3, 2, 2); smooth everywhere, float64.
 
-    It counts what it is asked: ``calls`` network rows, and ``graphs`` those of them that made a graph.
+    It counts what it is asked: ``calls`` network rows, and ``graphs`` those of them that made a graph. It offers what
+    the protocol names and nothing else: there is no diffusers pipeline behind it.
     """
 
-    resolution = SIDE
+    latent_shape = (C, SIDE, SIDE)
 
-    def __init__(self, seed: int = 0, prediction_type: Any = "epsilon") -> None:
+    def __init__(self, seed: int = 0, prediction_type: Any = "epsilon", process: Any = None) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         width = C * SIDE * SIDE
@@ -33,10 +33,7 @@ class TinyBackbone(nn.Module):
         self.bias = nn.Parameter(0.1 * torch.randn(width, generator=generator, dtype=torch.float64))
         self.register_buffer("eye", torch.randn(C, 3, generator=generator, dtype=torch.float64))
         betas = torch.linspace(1e-3, 0.2, 50)
-        self.process = DDPM((1 - betas).cumprod(0), prediction_type, final_alpha=1.0)
-        self.pipe = SimpleNamespace(
-            vae_scale_factor=1, vae=SimpleNamespace(config=SimpleNamespace(latent_channels=C)), components={}
-        )
+        self.process = process or DDPM((1 - betas).cumprod(0), prediction_type, final_alpha=1.0)
         self.calls = self.graphs = 0
 
     @property

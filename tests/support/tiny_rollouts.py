@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from visfeedback.backbones.load import load
-from visfeedback.sampling.rollout import Walk, latent_shape, noisy_steps, path_log_probs, roll
+from visfeedback.sampling.rollout import Walk, noisy_steps, path_log_probs, roll
 from visfeedback.types.batches import Rollouts
 from visfeedback.types.protocols import Context
 
@@ -45,7 +45,7 @@ def rollouts(backbone: Any, groups: int = 1, each: int = 4, seed: int = 0) -> Ro
     rows = groups * each
     prompts = [f"prompt {row // each}" for row in range(rows)]
     condition, without = backbone.encode_text(prompts), backbone.encode_text([""] * rows)
-    paths = roll(backbone, condition, without, range(seed, seed + rows), latent_shape(backbone), WALK)
+    paths = roll(backbone, condition, without, range(seed, seed + rows), backbone.latent_shape, WALK)
     whole = Rollouts(
         latents=paths.latents, t=paths.t.expand(rows, -1), log_prob=paths.log_prob, condition=condition,
         scores=torch.arange(float(rows)) % each, group=torch.arange(rows) // each, weight=torch.ones(rows),

@@ -9,6 +9,9 @@ from typing import Any
 import numpy
 import pytest
 from PIL import Image
+from toy_training import Brightness, toy_settings
+
+from visfeedback import rewards
 
 LABELS = ("a", "b", 0.9, "a", "tie", 0.2)
 
@@ -49,5 +52,23 @@ def settings(tiny_sd, pairs_file):
             "eval": {"count": 0},
         }
         return settings_for("dpo").model_validate(merge(base, changes))
+
+    return build
+
+
+@pytest.fixture
+def reward(monkeypatch) -> Brightness:
+    """What every name of a reward means in these tests."""
+    one = Brightness()
+    monkeypatch.setattr(rewards, "load", lambda name, device="cpu", dtype="fp32": one)
+    return one
+
+
+@pytest.fixture
+def online(tiny_sd, reward):
+    """``online("ddpo", optim={"steps": 2})``: settings of a run that finishes in a second or two."""
+
+    def build(name: str, **changes):
+        return toy_settings(name, tiny_sd, **changes)
 
     return build

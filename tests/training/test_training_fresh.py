@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_training import ROLLOUT, Brightness, toy_settings
+from toy_training import ROLLOUT
 
-from visfeedback import rewards
 from visfeedback.plugins import InputError
 from visfeedback.training.fit import fit
+from visfeedback.training.rounds import Rounds
 from visfeedback.training.run import Run, read_metrics
 from visfeedback.training.setup import prepare
 from visfeedback.types.protocols import silent
 from visfeedback.types.records import Origin
 
 CLOCKS = ("seconds", "step_seconds")
-
-
-@pytest.fixture
-def reward(monkeypatch) -> Brightness:
-    """What every name of a reward means in these tests."""
-    one = Brightness()
-    monkeypatch.setattr(rewards, "load", lambda name, device="cpu", dtype="fp32": one)
-    return one
-
-
-@pytest.fixture
-def online(tiny_sd, reward):
-    """``online("ddpo", optim={"steps": 2})``: settings of a run that finishes in a second or two."""
-
-    def build(name: str, **changes):
-        return toy_settings(name, tiny_sd, **changes)
-
-    return build
 
 
 def source_of(settings, folder):
@@ -105,8 +88,8 @@ def test_some_steps_of_a_part_of_the_schedule(online, tmp_path):
         source_of(online("ddpo", rollout={"times": [0.4, 0.5]}), tmp_path / "c")
 
 
-def test_images_of_weight_0_cost_nothing_and_change_nothing(online, tmp_path):
-    """Weights (0, w, 0, 0): calls shrink to one row, and share makes the gradient that of the whole batch."""
+def test_images_of_weight_0_cost_nothing(online, tmp_path):
+    """Weights (0, w, 0, 0): calls shrink to one row, a quarter of those planned."""
     batches = source_of(online("ddpo", optim={"batch_size": 4}), tmp_path).stepper.batches
     drawn = batches.supply.of(0)
     drawn.weight.copy_(torch.tensor([0.0, 1.5, 0.0, 0.0]))
@@ -114,6 +97,33 @@ def test_images_of_weight_0_cost_nothing_and_change_nothing(online, tmp_path):
     assert batch.weight.tolist() == [1.5] and batch.share == 0.25
     drawn.weight.zero_()
     assert len(batches.batch(0, 1).weight) == 1, "something is left to call the network with"
+
+
+@pytest.mark.parametrize(("method", "knobs", "rows"), [("ddpo", {}, 1), ("ddpo", {"kl": 1.0}, 4), ("d3po", {}, 2)])
+def test_the_gradient_is_as_if_images_of_weight_0_were_there(online, tmp_path, method, knobs, rows):
+    """DDPO: advantages (0, 1.5, 0, 0), so one row is left, except where a pull to the reference needs all; D3PO: scores
+    (1, 1 | 0, 3), so a group of two is left. Away from the reference, against all four images in every call."""
+    setup = source_of(online(method, method={"name": method, **knobs}, optim={"batch_size": 4}), tmp_path)
+    backbone, stepper, batches = setup.backbone, setup.stepper, setup.stepper.batches
+    drawn, parameters = batches.supply.of(0), list(backbone.parameters())
+    drawn.scores.copy_(torch.tensor([1.0, 1.0, 0.0, 3.0]))
+    drawn.weight.copy_(torch.tensor([0.0, 1.5, 0.0, 0.0]))
+    if method == "d3po":
+        drawn.weight.copy_(setup.settings.method.weigh(drawn.scores, drawn.group, [], {}))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    assert len(batches.batch(0).weight) == rows and batches.batch(0).share == rows / 4
+    whole = [drawn.rollouts(range(4), batches.walk, step) for step in batches.learned]
+    losses = [setup.settings.method.loss(backbone, batch, stepper.context(0, 0))[0] for batch in whole]
+    expected = torch.autograd.grad(torch.stack(losses).mean(), parameters)
+    for micro in range(batches.calls):
+        stepper.backward(0, micro)
+    for parameter, gradient in zip(parameters, expected, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
+    assert max(float(gradient.abs().max()) for gradient in expected) > 1e-6
 
 
 def test_groups_stay_whole(online, tmp_path):
@@ -148,12 +158,30 @@ def test_fresh_images_are_what_a_stock_pipeline_draws(online, tmp_path):
     assert len({seed for number in range(4) for _, _, seed, *_ in supply.plan(number)}) == 16, "never the same twice"
 
 
-def test_scoring_while_drawing_gives_the_same_scores(online, tmp_path):
-    scores = []
-    for overlap in ("on", "off"):
-        wanted = online("ddpo", rollout={"overlap": overlap, "micro_batch": 2})
-        scores.append(source_of(wanted, tmp_path / overlap).stepper.batches.supply.of(0).scores)
-    assert torch.equal(*scores)
+@pytest.mark.parametrize(("overlap", "model"), [("on", "program"), ("auto", "http://host")])
+def test_scoring_while_drawing_gives_the_same_scores(online, tmp_path, reward, monkeypatch, overlap, model):
+    """The first batch is being scored while the second one is drawn: each waits there for the other, and gives up after
+    a minute. `auto` does so on a CPU for a server's sake."""
+    alone = source_of(online("ddpo", rollout={"overlap": "off", "micro_batch": 2}), tmp_path / "off")
+    expected = alone.stepper.batches.supply.of(0).scores
+    meeting, roll, drawn = threading.Barrier(2, timeout=60), Rounds._roll, []
+
+    def meet(scores):
+        if reward.asked == 1:
+            meeting.wait()
+        return scores
+
+    def drawing(self, part, texts):
+        drawn.append(part)
+        if len(drawn) == 2:
+            meeting.wait()
+        return roll(self, part, texts)
+
+    reward.asked, reward.spoil, reward.origin = 0, meet, Origin(model=model)
+    monkeypatch.setattr(Rounds, "_roll", drawing)
+    wanted = online("ddpo", rollout={"overlap": overlap, "micro_batch": 2}, reward={"retries": 0})
+    assert torch.equal(source_of(wanted, tmp_path / "on").stepper.batches.supply.of(0).scores, expected)
+    assert len(drawn) == reward.asked == 2
 
 
 def test_scores_by_prompt_and_batch(online, tmp_path):
@@ -329,7 +357,7 @@ def test_resume_equals_uninterrupted(online, tmp_path, monkeypatch, method, at):
     its images come out of the checkpoint, at its end (2) they are drawn anew; statistics by prompt go on."""
     from visfeedback.training.step import Stepper
 
-    wanted = online(method, reward={"normalise": "prompt"}, engine={"ema": {"decay": 0.9}})
+    wanted = online(method, rollout={"every": 2}, reward={"normalise": "prompt"}, engine={"ema": {"decay": 0.9}})
     fit(wanted, tmp_path / "whole")
     step = Stepper.step
 

@@ -54,6 +54,7 @@ def test_rounds_of_a_method_are_compared_and_nothing_is_learned(script, tiny_sd,
     preset = str(ROOT / "configs/ddpo/shapes_sd.toml")
     flags = ["--model.id", str(tiny_sd), "--rollout.prompts-per-round", "2", "--rollout.per-prompt", "2",
              "--rollout.steps", "3", "--optim.batch-size", "2", "--optim.accumulate", "1", "--lora.rank", "2",
+             "--rollout.times", "0", "1", "--rollout.random-times", "0", "1", "--rollout.no-shared-noise",
              "--reward.name", "compressibility", "--json", str(tmp_path / "found.json")]  # fmt: skip
     seen: list[tuple[int, torch.Tensor]] = []
     ask = script.gradient

@@ -14,6 +14,7 @@ from toy_training import Brightness, toy_settings
 
 from visfeedback import rewards
 from visfeedback.plugins import InputError
+from visfeedback.sampling.rollout import draw_with
 from visfeedback.training.fit import fit
 from visfeedback.training.images import load_images, opinions
 from visfeedback.training.moved import came_along, find
@@ -102,14 +103,20 @@ def test_fresh_images_of_another_sampler_are_a_stock_pipelines(tiny_sd, tmp_path
 
 
 def test_images_of_another_sampler_may_share_their_first_noise(tiny_sd, tmp_path, reward):
-    """euler adds no noise on the way: what begins alike ends alike."""
-    rollout = {"sampler": "euler", "eta": 0.0, "shared_noise": True}
+    """euler ancestral adds noise on the way, so what begins alike differs; a round's images are those that it draws
+    from the prompt's own start."""
+    rollout = {"sampler": "eulerancestral", "eta": 0.0, "shared_noise": True}
     setup = prepare(toy_settings("rwr", tiny_sd, rollout=rollout, reward={"normalise": "none"}), Run(tmp_path), False,
                     silent)  # fmt: skip
     rounds = setup.stepper.batches._sets._rounds
-    images = rounds._roll(rounds.plan(0), rounds._texts(rounds.plan(0))).images
-    torch.testing.assert_close(images[0], images[1])
-    assert not torch.allclose(images[0], images[2])
+    plan = rounds.plan(0)
+    images = rounds._roll(plan, rounds._texts(plan)).images
+    prompts, seeds, starts = [p.text for p, *_ in plan], [row[2] for row in plan], [row[3] for row in plan]
+    assert starts[0] == starts[1] != starts[2]
+    again = draw_with(setup.backbone, prompts, [""] * len(plan), seeds, rounds.studio.walk, starts).images
+    torch.testing.assert_close(images, again)
+    apart = draw_with(setup.backbone, prompts, [""] * len(plan), seeds, rounds.studio.walk).images
+    assert not torch.allclose(images[0], images[1]) and not torch.allclose(images, apart)
 
 
 @pytest.mark.parametrize(

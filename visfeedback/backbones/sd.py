@@ -74,6 +74,17 @@ class SD:
         size = self.pipe.unet.config.sample_size
         return self.pipe.vae_scale_factor * (size if isinstance(size, int) else max(size))
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of square images of ``resolution``."""
+        side = self.resolution // self.pipe.vae_scale_factor
+        return self.pipe.vae.config.latent_channels, side, side
+
+    @property
+    def encoders(self) -> tuple[nn.Module, ...]:
+        """The networks that ``predict`` does without: they may leave the device while their results are cached."""
+        return self.pipe.vae, self.pipe.text_encoder
+
     # text and images
 
     @torch.no_grad()
@@ -180,12 +191,21 @@ class SD:
             raise InputError(f"no LoRA on {', '.join(targets)}: {str(error).splitlines()[0]}") from None
         self._prepare_policy()
 
+    @property
+    def adapts_text(self) -> bool:
+        """Whether a LoRA that came along changes what ``encode_text`` says."""
+        return POLICY in getattr(self.pipe.text_encoder, "peft_config", {})
+
     def load_adapter(self, path: str | Path) -> None:
         """Start from an existing LoRA. Raises InputError when it is missing, damaged or of another model."""
         if self._has(POLICY):
             raise InputError("the model has an adapter already; load the model without one first")
         self._adapter = (str(path), fingerprint([attach(self.pipe, str(path))]))
         self._prepare_policy()
+
+    def checkpoint_gradients(self) -> None:
+        """From now on the network computes activations again in the backward pass instead of keeping them."""
+        self.pipe.unet.enable_gradient_checkpointing()
 
     def set_dropout(self, probability: float) -> None:
         """Dropout of the policy's LoRA while it trains, whatever it was trained with before; frozen copies have none.

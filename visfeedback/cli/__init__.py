@@ -132,14 +132,19 @@ def _classify(error: BaseException) -> tuple[int, str]:
     if (system := _users_os_error(error)) is not None:
         where = f"{system.filename}: " if system.filename else ""
         free = "free some space, or " if system.errno in FULL else ""
-        return 2, f"{where}{system.strerror}; {free}name another place that you may write to"
+        return 2, f"{where}{system.strerror}; {free}name another place that you may write to{_notes(error)}"
     if type(error).__name__ == "ValidationError" and type(error).__module__.startswith("pydantic"):
         from visfeedback.config import explain
 
         return 2, explain(error)  # pyright: ignore[reportArgumentType]
     if type(error).__name__ == "OutOfMemoryError":
-        return 1, f"the device is out of memory ({error}); try a smaller batch size"
-    return 1, f"{type(error).__name__}: {error} (not your fault; add --debug for the traceback)"
+        return 1, f"the device is out of memory ({error}); try a smaller batch size{_notes(error)}"
+    return 1, f"{type(error).__name__}: {error}{_notes(error)} (not your fault; add --debug for the traceback)"
+
+
+def _notes(error: BaseException) -> str:
+    """What was added to an error on its way, for example what is saved."""
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
 
 
 def _users_os_error(error: BaseException | None) -> OSError | None:

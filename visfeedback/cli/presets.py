@@ -49,13 +49,13 @@ def default_folder() -> Path:
 
 
 def describe(path: Path) -> dict[str, str]:
-    """One preset as texts: its path, method, model, what the model still needs, and its description."""
+    """One preset as texts: its path, method or program, model, what the model still needs, and its description."""
     data = read_toml(path)
     model = str(_table(data, "model").get("id", ""))
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     return {
         "preset": str(path),
-        "method": str(_table(data, "method").get("name", "")),
+        "method": str(_table(data, "method").get("name") or _table(data, "loop").get("name", "")),
         "model": model,
         "needs": needs(model) if model else "",
         "about": first.lstrip("# ").strip() if first.startswith("#") else "",

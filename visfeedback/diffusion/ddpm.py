@@ -7,7 +7,7 @@ Discrete step i of T is t = (i + 1) / T and t = 0 is no noise. Left out: sample 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ Spacing = Literal["leading", "linspace", "trailing"]
 @dataclass(frozen=True)
 class DDPM:
     """A discrete noising process; the schedule stays in float32 whatever the tensors' precision."""
+
+    sampler: ClassVar[str] = "DDIMScheduler"
 
     alphas_cumprod: Tensor  # (T,) float32, a_1 ... a_T
     prediction_type: PredictionType = "epsilon"

@@ -1,7 +1,7 @@
 """Several methods side by side: each trained with several seeds, all judged on the same prompts and image seeds.
 
-What lives here: reading what was measured of each run, pooling over seeds, the summary and its Markdown table. The page
-is ``contest_page.py``; who trains and measures is not decided here. In a contestant's folder:
+What lives here: reading what was measured of each run, pooling over seeds, the summary. Its table is
+``contest_table.py``, the page ``contest_page.py``; who trains and measures is not decided here. A contestant's folder:
 
     run/                                     what was trained, for ``ledger.py``
     evaluation/{summary.json,outcomes.jsonl} the end against the base
@@ -15,7 +15,7 @@ degrees of freedom. What both share is counted twice, so it errs on the wide sid
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ class Contestant:
     ledger: Ledger
     summary: dict[str, Any]
     outcomes: Sequence[Outcome]
-    points: Sequence[Point]
+    along: Sequence[tuple[Stop, Sequence[Outcome], float]]
+    """weights on the way that were measured: when, on what, and their drift"""
     before: tuple[int, float]
     """images and seconds that were spent outside the run's folder, for example on labelled pairs"""
 
@@ -73,22 +74,28 @@ def read_contestant(method: str, seed: int, folder: Path, before: tuple[int, flo
     summary = json.loads((folder / "evaluation" / "summary.json").read_text(encoding="utf-8"))
     if any(outcome.base.right is None for outcome in outcomes):
         raise InputError(f"{folder / 'evaluation'} has no verdicts; evaluate on prompts that a verifier can read")
-    points = _points(folder, ledger, summary, outcomes, before)
-    return Contestant(method, seed, ledger, summary, outcomes, points, before)
-
-
-def _points(
-    folder: Path, ledger: Ledger, summary: dict[str, Any], outcomes: Sequence[Outcome], before: tuple[int, float]
-) -> list[Point]:
-    """The base, the stops that were measured, and the end, all on the prompts that the stops were measured on."""
     stops = [(stop, folder / "along" / stop.name) for stop in ledger.stops[:-1]]
     known = [(stop, where) for stop, where in stops if (where / "summary.json").is_file()]
-    measured = [(stop, read_outcomes(where), _drift(where)) for stop, where in known]
-    shown = {(row.prompt_id, row.seed) for _, rows, _ in measured for row in rows}
-    ends = [row for row in outcomes if not shown or (row.prompt_id, row.seed) in shown]
+    along = [(stop, read_outcomes(where), _drift(where)) for stop, where in known]
+    return Contestant(method, seed, ledger, summary, outcomes, along, before)
+
+
+Image = tuple[str, int | None]
+"""prompt id and seed"""
+
+
+def shown_along(contestants: Sequence[Contestant]) -> set[Image]:
+    """The images that weights on the way were measured on; empty when none were."""
+    return {(row.prompt_id, row.seed) for one in contestants for _, rows, _ in one.along for row in rows}
+
+
+def points(run: Contestant, shown: set[Image]) -> list[Point]:
+    """The base, the stops that were measured, and the end, all on the images ``shown``, which must be the same for all
+    that are compared; on all images when there are none."""
+    ends = [row for row in run.outcomes if not shown or (row.prompt_id, row.seed) in shown]
     start = Stop(name="base", step=0, images=0, seconds=0.0, weights="")
-    everything = [(start, ends, 0.0), *measured, (ledger.stops[-1], ends, summary["drift"])]
-    return [_point(stop, rows, drift, before) for stop, rows, drift in everything]
+    everything = [(start, ends, 0.0), *run.along, (run.ledger.stops[-1], ends, run.summary["drift"])]
+    return [_point(stop, rows, drift, run.before) for stop, rows, drift in everything]
 
 
 def _drift(folder: Path) -> float:
@@ -160,11 +167,12 @@ def summarise(contestants: Sequence[Contestant], seed: int = 0, resamples: int =
     methods: dict[str, list[Contestant]] = {}
     for one in contestants:
         methods.setdefault(one.method, []).append(one)
-    found = {name: _method(runs, seed, resamples) for name, runs in methods.items()}
+    shown = shown_along(contestants)
+    found = {name: _method(runs, shown, seed, resamples) for name, runs in methods.items()}
     return dict(sorted(found.items(), key=lambda item: -item[1]["delta"]))
 
 
-def _method(runs: Sequence[Contestant], seed: int, resamples: int) -> dict[str, Any]:
+def _method(runs: Sequence[Contestant], shown: set[Image], seed: int, resamples: int) -> dict[str, Any]:
     first = runs[0].outcomes
     same = [[(row.prompt_id, row.seed) for row in run.outcomes] for run in runs]
     if any(rows != same[0] for rows in same):
@@ -184,7 +192,7 @@ def _method(runs: Sequence[Contestant], seed: int, resamples: int) -> dict[str, 
                     for name in first[0].base.rewards},
         "delta_per_category": _per_category(gains, prompts, kinds, seed, resamples),
         "images": _mean([run.images for run in runs]), "seconds": _mean([run.seconds for run in runs]),
-        "per_seed": {str(run.seed): _one(run) for run in runs},
+        "per_seed": {str(run.seed): _one(run, shown) for run in runs},
     }  # fmt: skip
 
 
@@ -210,13 +218,13 @@ def _win_rate(runs: Sequence[Contestant], prompts: Sequence[str], seed: int, res
     return {"win_rate": rate.value, "win_rate_ci95": rate.interval}
 
 
-def _one(run: Contestant) -> dict[str, Any]:
+def _one(run: Contestant, shown: set[Image]) -> dict[str, Any]:
     """A single training."""
     kept = ("delta", "delta_ci95", "win_rate", "win_rate_ci95", "drift", "diversity", "delta_per_category")
     return {
         "tuned": run.summary["tuned"]["accuracy"], **{name: run.summary[name] for name in kept},
         "rewards": run.summary["tuned"]["rewards"], "images": run.images, "seconds": round(run.seconds, 1),
-        "points": [point.model_dump() for point in run.points],
+        "points": [point.model_dump() for point in points(run, shown)],
     }  # fmt: skip
 
 
@@ -227,46 +235,3 @@ def _mean(values: Sequence[float]) -> float:
 def _mean_known(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return _mean(known) if known else None
-
-
-# ---------------------------------------------------------------------------------------------------------- table
-
-HEAD = ("method", "taught by", "fully right, base -> tuned, %", "points (95% interval)", "each seed", "win rate, %",
-        "reward", "drift", "diversity", "images drawn", "seconds")  # fmt: skip
-
-
-def table(methods: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Cells under ``HEAD``, one row for each method."""
-    return [_row(name, found) for name, found in methods.items()]
-
-
-def markdown(methods: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table for docs."""
-    rows = [HEAD, tuple("---" for _ in HEAD), *table(methods)]
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
-
-
-def _row(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
-    reward = found["rewards"].get(found["reward"])
-    shown = f"{found['reward']} {short(reward['base'])} -> {short(reward['tuned'])}" if reward else "none"
-    diversity = found["diversity"]
-    return (
-        name, found["taught_by"], f"{100 * found['base']:.1f} -> {100 * found['tuned']:.1f}",
-        f"{100 * found['delta']:+.1f}{between(found['delta_ci95'], 100, '+.1f')}",
-        ", ".join(f"{100 * one['delta']:+.1f}" for one in found["per_seed"].values()),
-        "none" if found["win_rate"] is None
-        else f"{100 * found['win_rate']:.1f}{between(found['win_rate_ci95'], 100, '.1f')}",
-        shown, f"{found['drift']:.2g}",
-        "none" if diversity["base"] is None else f"{short(diversity['base'])} -> {short(diversity['tuned'])}",
-        f"{found['images']:,.0f}", f"{found['seconds']:,.0f}",
-    )  # fmt: skip
-
-
-def short(value: float) -> str:
-    """Three digits behind the point, without the zero before it: ``.648``."""
-    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3g}"
-
-
-def between(interval: Sequence[float] | None, scale: float, form: str) -> str:
-    """`` (low to high)``; empty when nothing is known."""
-    return f" ({scale * interval[0]:{form}} to {scale * interval[1]:{form}})" if interval else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from visfeedback.evaluation.contest import HEAD, between, table
+from visfeedback.evaluation.contest_table import HEAD, between, table
 from visfeedback.evaluation.words import about, duration, minus, percent
 from visfeedback.report import lines
 from visfeedback.report.blocks import Block, Command, Figure, Figures, Section, Table, Text
@@ -39,10 +39,15 @@ GAMING = (
 
 
 def _title(methods: Methods) -> str:
-    sure = [name for name, found in methods.items() if found["delta_ci95"] and found["delta_ci95"][0] > 0]
+    sure = [name for name, found in methods.items() if _sure(found)]
     if len(methods) == 1:
         return f"{next(iter(methods))}: {'a sure' if sure else 'no sure'} improvement"
     return f"{len(sure) or 'None'} of {len(methods)} methods surely improve{'' if len(sure) > 1 else 's'} the model"
+
+
+def _sure(found: Mapping[str, Any]) -> bool:
+    """Whether another training would gain, too; the interval of a single one is over its prompts and cannot say."""
+    return len(found["seeds"]) > 1 and bool(found["delta_ci95"]) and found["delta_ci95"][0] > 0
 
 
 def _sentence(methods: Methods, summary: Mapping[str, Any]) -> str:
@@ -50,8 +55,16 @@ def _sentence(methods: Methods, summary: Mapping[str, Any]) -> str:
     time = sum(found["seconds"] * len(found["seeds"]) for found in methods.values())
     return (
         f"Seeds {', '.join(map(str, seeds))}; each run was judged on the same {summary['n_prompts']} prompts x "
-        f"{summary['images_per_prompt']} images. Training took {duration(time)} together."
+        f"{summary['images_per_prompt']} images. Training took {duration(time)} together.{_single(methods)}"
     )
+
+
+def _single(methods: Methods) -> str:
+    """Whose improvement cannot be sure."""
+    names = [name for name, found in methods.items() if len(found["seeds"]) == 1]
+    if not names:
+        return ""
+    return f" One seed says nothing of another training, so no improvement is sure of {', '.join(names)}."
 
 
 def _caption(summary: Mapping[str, Any]) -> str:
@@ -77,13 +90,14 @@ def _gain(entry: Mapping[str, Any] | None) -> str:
 def curves(methods: Methods) -> tuple[Figure, ...]:
     """The share that is fully right, over images drawn and over seconds."""
     mean = {name: _mean_points(found) for name, found in methods.items()}
-    start = next(iter(mean.values()))[0]["accuracy"]
+    starts = [100 * points[0]["accuracy"] for points in mean.values()]
+    one_base = max(starts) - min(starts) < 1e-9  # methods may start from different models
+    caption = "Mean over seeds. " + ("Dashed: the base model." if one_base else "A curve begins at its own base model.")
     figures = list[Figure]()
     for over, words in (("images", "images drawn"), ("seconds", "seconds")):
         series = {name: [(one[over], 100 * one["accuracy"]) for one in points] for name, points in mean.items()}
-        title, caption = f"Fully right over {words}", "Mean over seeds. Dashed: the base model."
-        figures.append(lines.lines(f"curve-{over}", title, series, words, "% fully right", reference=100 * start,
-                                   caption=caption))  # fmt: skip
+        figures.append(lines.lines(f"curve-{over}", f"Fully right over {words}", series, words, "% fully right",
+                                   reference=starts[0] if one_base else None, caption=caption))  # fmt: skip
     return tuple(figures)
 
 

@@ -96,11 +96,15 @@ def _dreamsync(folder: Path, table: dict[str, Any]) -> Ledger:
 
 
 def _human_d3po(folder: Path, table: dict[str, Any]) -> Ledger:
-    stops, images, seconds = list[Stop](), 0, 0.0
+    """A round in which nobody preferred anything cost its images and left no weights."""
+    stops, images, seconds, steps = list[Stop](), 0, 0.0, 0
     for row in _summary(folder)["per_round"]:
-        images, seconds = images + row["images"], seconds + row["seconds"]
-        name, steps = f"round-{row['round']}", table["optim"]["steps"] * (row["round"] + 1)
-        stops.append(Stop(name=name, step=steps, images=images, seconds=seconds, weights=f"{name}/train/adapter"))
+        images, seconds, name = images + row["images"], seconds + row["seconds"], f"round-{row['round']}"
+        if row["learned"]:
+            steps += table["optim"]["steps"]
+            stops.append(Stop(name=name, step=steps, images=images, seconds=seconds, weights=f"{name}/train/adapter"))
+    if not stops:
+        raise InputError(f"{folder} learned in none of its rounds, so there is nothing to judge")
     return _ledger(table, "", table["ask"]["judge"] or "people", stops[-1].weights, stops)
 
 

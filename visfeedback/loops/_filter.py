@@ -1,20 +1,19 @@
 """Two judges and their thresholds: which images pass, and which of a prompt's passing images is the best.
 
-May import: rewards, types.
+May import: training, types.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from PIL import Image
 from pydantic import Field
 
-from visfeedback import rewards
+from visfeedback.plugins import InputError
+from visfeedback.training.scorer import Scorer, cannot_score, parts
+from visfeedback.training.settings_online import RewardChoice
 from visfeedback.types.records import Frozen, Prompt
-
-EMPTY = Image.new("RGB", (64, 64))
 
 
 class Judged(NamedTuple):
@@ -39,15 +38,9 @@ class Filter(Frozen):
     beautiful_weight: float = Field(default=1.0, ge=0)
     """of the second judge's score in the sum that ranks the images of a prompt; for scores of another spread"""
 
-    def load(self, prompts: Sequence[Prompt]) -> tuple[Any, Any]:
+    def load(self, prompts: Sequence[Prompt], device: str = "cpu") -> tuple[Scorer, Scorer]:
         """Both judges, shown every prompt, so that one they cannot read is an error before anything is drawn."""
-        found = (rewards.load(self.faithful), rewards.load(self.beautiful))
-        for judge in found:
-            for prompt in prompts:
-                judge.encode_texts([prompt.text])
-                if judge.origin.model == "program":  # reads the prompt only together with a picture
-                    rewards.score(judge, [EMPTY], [prompt.text])
-        return found
+        return _judge("faithful", self.faithful, prompts, device), _judge("beautiful", self.beautiful, prompts, device)
 
     def passes(self, one: Judged) -> bool:
         return one.faithful >= self.faithful_from and one.beautiful >= self.beautiful_from
@@ -63,6 +56,20 @@ class Filter(Frozen):
             f"{self.beautiful} {self.beautiful_from:g} (highest {faithful:.3g} and {beautiful:.3g}); lower "
             "--filter.faithful-from or --filter.beautiful-from, or draw more: --loop.per-prompt"
         )
+
+
+def _judge(role: str, name: str, prompts: Sequence[Prompt], device: str) -> Scorer:
+    """Raises InputError for prompts that it can never score."""
+    found = Scorer(RewardChoice(name=name), device)
+    for prompt in prompts:
+        found.reward.encode_texts([prompt.text])
+        why = next((why for part in parts(found.reward) if (why := cannot_score(part, prompt.text))), "")
+        if why:
+            raise InputError(
+                f"filter.{role} = {name} cannot score images of {prompt.text!r}: {why}; leave it out of "
+                f"--data.prompts, or choose another judge: --filter.{role} NAME"
+            )
+    return found
 
 
 def passing(judged: Sequence[Judged], settings: Filter) -> list[float]:

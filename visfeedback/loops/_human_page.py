@@ -18,7 +18,7 @@ from visfeedback.types.records import Sample
 if TYPE_CHECKING:
     from visfeedback.loops.human_d3po import Round
 
-HEAD = ("round", "images", "asked", "answered", "ties", "right", "taste", "loss", "drift", "seconds")
+HEAD = ("round", "images", "asked", "answered", "ties", "learned", "right", "taste", "loss", "drift", "seconds")
 TITLES = {"right": "Share of images that are right, as the prompt says", "taste": "What the person likes besides",
           "drift": "Drift from the model of the start"}  # fmt: skip
 PICTURES = 4
@@ -31,14 +31,23 @@ def write(out: Path, rows: Sequence[Round], summary: dict[str, Any]) -> Path:
     sections = [
         Section("Round by round", (_curves(rows), Table(HEAD, cells)), "Images are drawn before a round's learning."),
         Section("Pictures", (Cards(tuple(_cards(out, rows))),), "The first images of each round."),
-        Section("Go on", (Command(f"visfeedback evaluate --model {summary['model']} --adapter {summary['adapter']} "
-                                  "--prompts shapes:heldout:64 --judge verifier:shapes --out DIR"),)),
     ]  # fmt: skip
+    if summary["adapter"]:
+        sections.append(Section("Go on", (Command(_evaluation(summary)),)))
     if summary["command"]:
         sections.append(Section("Run it again", (Command(summary["command"]),)))
     about = f"{summary['images']} images, {summary['answers']} answers of {summary['who']}."
     title = f"D3PO in {summary['rounds']} rounds on {summary['model']}"
     return write_page(out / "report.html", Page(title, sections, "visfeedback loop", about, _numbers(rows)))
+
+
+def _evaluation(summary: dict[str, Any]) -> str:
+    """What a person would type to see whether it helped."""
+    ours = summary["model"].startswith("shapes:")
+    prompts = "shapes:heldout:64 --judge verifier:shapes" if ours else "FILE.txt --reward NAME"
+    return (
+        f"visfeedback evaluate --model {summary['model']} --adapter {summary['adapter']} --prompts {prompts} --out DIR"
+    )
 
 
 def _curves(rows: Sequence[Round]) -> Figures:

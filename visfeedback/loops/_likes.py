@@ -15,12 +15,14 @@ from PIL import Image
 from pydantic import Field
 
 from visfeedback import store
+from visfeedback.loops._folders import beside
 from visfeedback.plugins import InputError, nearest, split_reference, world
 from visfeedback.preferences.weights import labels_from_feedback
 from visfeedback.rewards.fit import Labelled
 from visfeedback.sampling.generate import derive_seed
 from visfeedback.sampling.samples import open_image
 from visfeedback.store.rows import prompt_of
+from visfeedback.types.files import write_atomic
 from visfeedback.types.protocols import Progress
 from visfeedback.types.records import Feedback, Frozen, Prompt, Sample, text_id
 
@@ -102,8 +104,22 @@ def _answer(sample: Sample, likes: Likes, root: Path, judge: str, criterion: str
     )  # fmt: skip
 
 
-def read_labels(url: str, settings: LabelChoice) -> tuple[list[Labelled], list[Sample], dict[str, int]]:
-    """Labels of a store's images, the labelled samples, and how many records said nothing, by why.
+class Label(Frozen):
+    """An image and what was said of it: one line of a list of labels."""
+
+    sample: Sample
+    """its path is absolute, or relative to the list's folder"""
+    good: float
+    """in [0, 1]; above one half is good"""
+    votes: int
+
+    def labelled(self, folder: Path) -> Labelled:
+        """For ``fit_labels``."""
+        return Labelled(self.sample.prompt, folder.absolute() / self.sample.path, self.good, self.votes)
+
+
+def read_labels(url: str, settings: LabelChoice) -> tuple[list[Label], dict[str, int]]:
+    """Labels of a store's images, as they are now, and how many records said nothing, by why.
 
     Raises InputError when none says whether an image is good.
     """
@@ -119,5 +135,12 @@ def read_labels(url: str, settings: LabelChoice) -> tuple[list[Labelled], list[S
             + (f" (left out: {why})" if why else "")
             + "; comparisons do not say whether an image is good"
         )
-    labelled = [Labelled(sample.prompt, Path(sample.path), found.value, found.votes) for found, sample in known]
-    return labelled, [sample for _, sample in known], dropped
+    return [Label(sample=sample, good=found.value, votes=found.votes) for found, sample in known], dropped
+
+
+def write_labels(file: Path, labels: Sequence[Label]) -> None:
+    """Images in the file's folder by relative paths, so that both may be moved together."""
+    moved = [{"path": beside(file, Path(label.sample.path))} for label in labels]
+    rows = [label.model_copy(update={"sample": label.sample.model_copy(update=update)})
+            for label, update in zip(labels, moved, strict=True)]  # fmt: skip
+    write_atomic(file, "".join(row.model_dump_json() + "\n" for row in rows))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from PIL import Image
 from visfeedback.plugins import InputError
 from visfeedback.sampling.generate import derive_seed
 from visfeedback.sampling.render import evaluating
-from visfeedback.sampling.rollout import Paths, Walk, latent_shape, noisy_steps, path_log_probs, roll
+from visfeedback.sampling.rollout import Paths, Walk, noisy_steps, path_log_probs, roll
 from visfeedback.sampling.samples import SAMPLES
 from visfeedback.sampling.trajectories import trajectory_file, write_trajectory
 from visfeedback.types.batches import Rollouts
@@ -37,6 +38,8 @@ class Artist:
     batch: int
     """images at once"""
     shared_noise: bool = False
+    autocast: Callable[..., AbstractContextManager[Any]] = nullcontext
+    """around the network calls, as training has it: else its ratios would not begin at 1"""
 
 
 def draw_groups(
@@ -90,14 +93,15 @@ def _draw(
     without = backbone.encode_text([prompt.negative] * rows) if walk.guidance > 1 else None
     starts = [start] * rows if artist.shared_noise else None
     with evaluating(backbone.pipe):
-        paths = roll(backbone, condition, without, seeds, latent_shape(backbone), walk, starts)
-        whole = Rollouts(
-            latents=paths.latents, t=paths.t.expand(rows, -1), log_prob=paths.log_prob, condition=condition,
-            scores=torch.zeros(rows), group=torch.zeros(rows, dtype=torch.long), weight=torch.ones(rows),
-            unconditional=without, guidance=walk.guidance, eta=walk.eta,
-        )  # fmt: skip
-        with backbone.weights("reference"):
-            reference = path_log_probs(backbone, whole, steps)
+        with artist.autocast():
+            paths = roll(backbone, condition, without, seeds, backbone.latent_shape, walk, starts)
+            whole = Rollouts(
+                latents=paths.latents, t=paths.t.expand(rows, -1), log_prob=paths.log_prob, condition=condition,
+                scores=torch.zeros(rows), group=torch.zeros(rows, dtype=torch.long), weight=torch.ones(rows),
+                unconditional=without, guidance=walk.guidance, eta=walk.eta,
+            )  # fmt: skip
+            with backbone.weights("reference"):
+                reference = path_log_probs(backbone, whole, steps)
         pixels = backbone.decode(paths.images.to(backbone.device))
     array = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return paths, reference, [Image.fromarray(image) for image in array]
@@ -109,7 +113,7 @@ def _sample(artist: Artist, prompt: Prompt, k: int, seed: int, image: Image.Imag
         id=image_id(image.width, image.height, image.tobytes()), prompt_id=prompt.id, prompt=prompt.text,
         negative=prompt.negative, category=prompt.category, path=f"images/{prompt.id}-{k}.png", width=image.width,
         height=image.height, model=backbone.model, revision=backbone.revision, adapter=artist.adapter, seed=seed,
-        steps=walk.steps, guidance=walk.guidance, sampler="DDIMScheduler",
+        steps=walk.steps, guidance=walk.guidance, sampler=backbone.process.sampler,
         call={"eta": walk.eta, **_unusual(artist)},
     )  # fmt: skip
 

@@ -6,9 +6,7 @@ May import everything but app and cli.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,15 @@ from visfeedback import feedback, rewards
 from visfeedback import prompts as sources
 from visfeedback.backbones.load import Dtype, load, load_pipeline
 from visfeedback.evaluation.compare import CompareSettings, Panel, compare
-from visfeedback.plugins import split_reference, world
+from visfeedback.loops._folders import beside, copy_whole
+from visfeedback.plugins import InputError, split_reference, world
 from visfeedback.sampling.generate import GenerateSettings, generate
 from visfeedback.sampling.samples import open_image
 from visfeedback.training.fit import fit
 from visfeedback.training.run import Run
+from visfeedback.training.scorer import Scorer, Silent, Unscored
 from visfeedback.training.settings import Engine, Eval, Lora, Optim, settings_for
-from visfeedback.types.files import read_jsonl, write_atomic
+from visfeedback.types.files import append_jsonl, read_jsonl, write_atomic
 from visfeedback.types.protocols import Progress
 from visfeedback.types.records import Frozen, Prompt, Sample
 
@@ -74,6 +74,15 @@ def prompts_of(named: Sequence[str]) -> list[Prompt]:
     return list({prompt.id: prompt for source in named for prompt in sources.load(source)}.values())
 
 
+def check(real: str, settings: Evaluation) -> None:
+    """Raises InputError for files that would only be missed after hours."""
+    if real not in ("", "renders") and not Path(real).expanduser().exists():
+        raise InputError(
+            f"no {real}; --data.real is a folder or file of images with prompts, `renders`, or '' for none"
+        )
+    prompts_of(settings.prompts)
+
+
 def draw(
     model: Model, engine: Engine, prompts: Sequence[Prompt], per_prompt: int, seed: int, out: Path,
     settings: GenerateSettings, progress: Progress, adapter: str = "",
@@ -88,16 +97,43 @@ def drawn(out: Path) -> list[Sample]:
     return list(read_jsonl(out / "samples.jsonl", Sample))
 
 
-def scores_of(samples: Sequence[Sample], root: Path, reward: Any, progress: Progress, at_once: int = 32) -> list[float]:
-    """A reward's scores of drawn images, each against its own prompt."""
-    found: list[float] = []
-    with progress(f"scoring with {reward.name}", len(samples)) as advance:
-        for start in range(0, len(samples), at_once):
-            part = samples[start : start + at_once]
-            images = [open_image(sample, root) for sample in part]
-            found += rewards.score(reward, images, [sample.prompt for sample in part]).tolist()
+class Score(Frozen):
+    """One line of a file of scores."""
+
+    prompt_id: str
+    id: str
+    """of the sample"""
+    score: float
+
+
+def scores_of(
+    samples: Sequence[Sample], root: Path, scorer: Scorer, kept: Path, progress: Progress, at_once: int = 32
+) -> list[float]:
+    """A reward's scores of drawn images, each against its own prompt. They go to the file ``kept`` a few at a time, and
+    those that are in it are not asked again. Raises Unscored, saying how to go on."""
+    rows = read_jsonl(kept, Score) if kept.exists() else ()
+    found = {(row.prompt_id, row.id): row.score for row in rows}
+    left = [sample for sample in samples if (sample.prompt_id, sample.id) not in found]
+    with progress(f"scoring with {scorer.reward.name}", len(samples)) as advance:
+        advance(len(samples) - len(left))
+        for start in range(0, len(left), at_once):
+            part = left[start : start + at_once]
+            scores = _asked(scorer, part, root)
+            made = [Score(prompt_id=s.prompt_id, id=s.id, score=x) for s, x in zip(part, scores, strict=True)]
+            append_jsonl(kept, made)
+            found |= {(row.prompt_id, row.id): row.score for row in made}
             advance(len(part))
-    return found
+    return [found[sample.prompt_id, sample.id] for sample in samples]
+
+
+def _asked(scorer: Scorer, part: Sequence[Sample], root: Path) -> list[float]:
+    images = [open_image(sample, root) for sample in part]
+    try:
+        return scorer(images, [sample.prompt for sample in part])[:, 0].tolist()
+    except Silent as error:
+        raise Silent(f"{error}; the scores before are kept, go on with --resume") from None
+    except Unscored as error:
+        raise Unscored(f"{error}; other settings need another --out") from None
 
 
 def write_scored(file: Path, root: Path, samples: Sequence[Sample], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -107,13 +143,6 @@ def write_scored(file: Path, root: Path, samples: Sequence[Sample], rows: Sequen
         for sample, row in zip(samples, rows, strict=True)
     ]
     write_atomic(file, "".join(json.dumps(row) + "\n" for row in listed))
-
-
-def beside(file: Path, image: Path) -> str:
-    """The image as a list in ``file`` names it: by a relative path when it lies in the list's folder, so that both may
-    be moved together, else by an absolute one."""
-    folder, image = file.parent.absolute(), image.absolute()
-    return image.relative_to(folder).as_posix() if image.is_relative_to(folder) else str(image)
 
 
 def train(
@@ -138,9 +167,7 @@ def evaluate(
 ) -> dict[str, Any]:  # fmt: skip
     """Base against tuned; ``base`` is a folder of an earlier comparison whose base images are the same."""
     if base is not None and not (out / "base" / "samples.jsonl").is_file():
-        with suppress(FileNotFoundError):
-            shutil.rmtree(out / "base")
-        shutil.copytree(base / "base", out / "base")
+        copy_whole(base / "base", out / "base")
     prompts = prompts_of(settings.prompts)
     backbone = load(model.id, adapter=str(adapter), dtype=model.dtype, device=engine.device)
     if settings.steps:

@@ -69,6 +69,12 @@ def ask(
     return answers(store, questions, asking.criterion)
 
 
+def person(asking: Asking) -> Any:
+    """The simulated one. Raises InputError when there is none of that name."""
+    knobs = asking.model_dump(include={"seed", "noise", "tie_band", "side_bias", "tastes"}, exclude_none=True)
+    return feedback.load(asking.judge, **knobs)
+
+
 def _questions(samples: Sequence[Sample], asking: Asking, seed: int) -> list[queue.Pair]:
     groups = len({sample.prompt_id for sample in samples})
     return queue.pairs(samples, "random" if asking.pairs else "all", asking.pairs * groups or None, seed)
@@ -77,8 +83,7 @@ def _questions(samples: Sequence[Sample], asking: Asking, seed: int) -> list[que
 def _simulate(
     store: Store, questions: Sequence[queue.Pair], folder: Path, asking: Asking, advance: Callable[[int], None]
 ) -> None:
-    knobs = asking.model_dump(include={"seed", "noise", "tie_band", "side_bias", "tastes"}, exclude_none=True)
-    judge = feedback.load(asking.judge, **knobs)
+    judge = person(asking)
     done = {frozenset(record.sample_ids) for record in store.feedback(judge=judge.name) if record.kind == "pair"}
     left = [pair for pair in questions if frozenset((pair[0].id, pair[1].id)) not in done]
     advance(len(questions) - len(left))
@@ -113,6 +118,14 @@ def _wait(store: Store, questions: Sequence[queue.Pair], asking: Asking, advance
                 "go on with --resume (or wait longer: --ask.patience SECONDS)"
             )
         time.sleep(min(asking.poll, max(0.0, end - time.monotonic())))
+
+
+def judged(store: Store, samples: Sequence[Sample], criterion: str) -> set[str]:
+    """Ids of the images that somebody preferred to another one of their prompt, or rejected; ties say nothing."""
+    prompt = {sample.id: sample.prompt_id for sample in samples}
+    found, _ = pairs_from_feedback(store.feedback(), criterion=criterion)
+    pairs = [(p.winner, p.loser) for p in found if p.winner in prompt and prompt[p.winner] == prompt.get(p.loser)]
+    return {name for pair in pairs for name in pair}
 
 
 def answers(store: Store, questions: Sequence[queue.Pair], criterion: str) -> dict[str, int]:

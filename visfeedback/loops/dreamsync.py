@@ -8,8 +8,8 @@ with the highest sum is learned. Each round draws with the model that the one be
 With `accumulate` a round learns from what all rounds kept, so that the model does not feed on its newest images alone
 (Gerstgrasser et al. 2024, arXiv 2404.01413, on model collapse); the paper learns from the newest.
 
-In the folder: round-N/{drawn,scored.jsonl,run,evaluation}, stages.jsonl, summary.json, report.html; the last round's
-adapter is in round-N/run/adapter. A stage that is finished is not done again.
+In the folder: round-N/{drawn,faithful.jsonl,beautiful.jsonl,scored.jsonl,run,evaluation}, stages.jsonl, summary.json,
+report.html; the last round's adapter is in round-N/run/adapter. A stage that is finished is not done again.
 May import everything but app and cli.
 """
 
@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from visfeedback.backbones.load import pick_device
 from visfeedback.evaluation import page
 from visfeedback.evaluation.compare import diversity
 from visfeedback.evaluation.outcomes import read_outcomes
@@ -37,11 +38,13 @@ from visfeedback.methods.raft import RAFT
 from visfeedback.plugins import InputError
 from visfeedback.report.page import write_page
 from visfeedback.sampling.generate import GenerateSettings, derive_seed
+from visfeedback.training.scorer import Scorer
 from visfeedback.types.files import write_atomic, write_json
 from visfeedback.types.protocols import Progress, silent
 from visfeedback.types.records import Frozen, Prompt
 
 SCORED, LEARNED = "scored.jsonl", "learned.jsonl"
+SCORES = ("faithful.jsonl", "beautiful.jsonl")
 
 
 class Loop(Frozen):
@@ -76,7 +79,8 @@ def run(settings: Settings, out: Path, resume: bool, progress: Progress = silent
     """All rounds; returns what summary.json says. Raises InputError for wrong settings before anything is drawn, and
     when a round keeps no image."""
     prompts = _tuning.prompts_of(settings.data.prompts)
-    judges = settings.filter.load(prompts)
+    _tuning.check(settings.data.real, settings.evaluation)
+    judges = settings.filter.load(prompts, str(pick_device(settings.engine.device)))
     claim(out, settings, resume)
     program = Program(settings, out, progress, prompts, judges)
     rounds = [program.round(number) for number in range(1, settings.loop.rounds + 1)]
@@ -111,8 +115,9 @@ class Program:
     """Rounds, each a function of the settings and of what the ones before left in the folder."""
 
     def __init__(
-        self, settings: Settings, out: Path, progress: Progress, prompts: Sequence[Prompt], judges: tuple[Any, Any]
-    ) -> None:
+        self, settings: Settings, out: Path, progress: Progress, prompts: Sequence[Prompt],
+        judges: tuple[Scorer, Scorer],
+    ) -> None:  # fmt: skip
         self.settings, self.out, self.progress, self.prompts = settings, out, progress, prompts
         self.judges = judges
         self.stages = Stages(out)
@@ -149,7 +154,8 @@ class Program:
         folder, settings = self.folder(number), self.settings
         root = folder / "drawn"
         samples = _tuning.drawn(root)
-        scores = [_tuning.scores_of(samples, root, judge, self.progress) for judge in self.judges]
+        scores = [_tuning.scores_of(samples, root, judge, folder / file, self.progress)
+                  for judge, file in zip(self.judges, SCORES, strict=True)]  # fmt: skip
         judged = [Judged(s.prompt_id, *pair) for s, pair in zip(samples, zip(*scores, strict=True), strict=True)]
         learned = passing(judged, settings.filter)
         rows = [

@@ -9,8 +9,9 @@
 - Labels come from a world's verifier, from a simulated person, or from people, whose likes and ratings are in a store
   (`[label] judge = "store"`: then nothing is drawn, the store's images are learned from).
 
-Everything is in the folder: drawn/, store.db (the answers), reward/, scored.jsonl, real/, run/ (with adapter/),
-evaluation/, stages.jsonl, summary.json, report.html. A stage that is finished is not done again.
+Everything is in the folder: drawn/, store.db (the answers), labels.jsonl (those that are learned from: what people add
+later is not), reward/, scored.jsonl, real/, run/ (with adapter/), evaluation/, stages.jsonl, summary.json, report.html.
+A stage that is finished is not done again.
 May import everything but app and cli.
 """
 
@@ -23,12 +24,11 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from visfeedback import rewards
 from visfeedback.evaluation import page
 from visfeedback.evaluation.outcomes import read_outcomes
 from visfeedback.loops import _likes, _tuning
 from visfeedback.loops._journal import claim
-from visfeedback.loops._likes import LabelChoice
+from visfeedback.loops._likes import Label, LabelChoice
 from visfeedback.loops._renders import write_renders
 from visfeedback.loops._stages import Stages
 from visfeedback.loops._tuning import Engine, Evaluation, Lora, Model, Optim, Pictures
@@ -38,11 +38,13 @@ from visfeedback.report.page import write_page
 from visfeedback.rewards.fit import LabelSettings, fit_labels
 from visfeedback.sampling.generate import GenerateSettings, derive_seed
 from visfeedback.shapes.grammar import change_one_word
-from visfeedback.types.files import write_json
+from visfeedback.training.scorer import Scorer
+from visfeedback.training.settings_online import RewardChoice
+from visfeedback.types.files import read_jsonl, write_json
 from visfeedback.types.protocols import Progress, silent
 from visfeedback.types.records import Frozen, Sample
 
-SCORED = "scored.jsonl"
+LABELS, SCORES, SCORED = "labels.jsonl", "scores.jsonl", "scored.jsonl"
 
 
 class Loop(Frozen):
@@ -124,6 +126,7 @@ class Program:
     def check(self) -> None:
         """Raises InputError for what would only show after hours."""
         settings = self.settings
+        _tuning.check(settings.data.real if settings.method.beta else "", settings.evaluation)
         if self.people and not settings.label.store:
             raise InputError("label.judge = store needs the store: --label.store sqlite:///prefs.db")
         if settings.label.store and not self.people:
@@ -157,15 +160,20 @@ class Program:
             judge = _likes.invite(settings.label, settings.loop.seed)
             name, samples = judge[0], _tuning.drawn(self.out / "drawn")
             _likes.label(self.url, samples, self.out / "drawn", judge, settings.label.criterion, self.progress)
-        labelled, _, dropped = _likes.read_labels(self.url, settings.label)
-        good = sum(row.good > 0.5 for row in labelled) / len(labelled)
-        return {"judge": name, "labels": len(labelled), "good": good, "left_out": dropped}
+        labels, dropped = _likes.read_labels(self.url, settings.label)
+        _likes.write_labels(self.out / LABELS, labels)
+        good = sum(row.good > 0.5 for row in labels) / len(labels)
+        return {"judge": name, "labels": len(labels), "good": good, "left_out": dropped}
+
+    def labels(self) -> list[Label]:
+        """What the stage `label` found; the store itself may have more by now."""
+        return list(read_jsonl(self.out / LABELS, Label))
 
     def fit(self) -> dict[str, Any]:
-        labelled, samples, _ = _likes.read_labels(self.url, self.settings.label)
+        labels = self.labels()
         summary = fit_labels(
-            labelled, self.settings.reward, self.out / "reward", progress=self.progress,
-            distractors=self._distractors(samples),
+            [label.labelled(self.out) for label in labels], self.settings.reward, self.out / "reward",
+            progress=self.progress, distractors=self._distractors([label.sample for label in labels]),
         )  # fmt: skip
         kept = ("labels", "prompts", "best_epoch", "epochs", "error", "accuracy", "auc", "base_auc", "tells_prompt",
                 "base_tells_prompt")  # fmt: skip
@@ -187,10 +195,10 @@ class Program:
 
     def score(self) -> dict[str, Any]:
         """The fitted reward's scores of the images that are learned from."""
-        _, samples, _ = _likes.read_labels(self.url, self.settings.label)
-        reward = rewards.load(f"fit@{self.out / 'reward'}", self.settings.reward.device)
-        scores = _tuning.scores_of(samples, Path(), reward, self.progress)
-        _tuning.write_scored(self.out / SCORED, Path(), samples, [{"score": score} for score in scores])
+        samples = [label.sample for label in self.labels()]
+        scorer = Scorer(RewardChoice(name=f"fit@{self.out / 'reward'}"), self.settings.reward.device)
+        scores = _tuning.scores_of(samples, self.out, scorer, self.out / SCORES, self.progress)
+        _tuning.write_scored(self.out / SCORED, self.out, samples, [{"score": score} for score in scores])
         return {"images": len(scores), "mean": float(np.mean(scores)), "std": float(np.std(scores))}
 
     def real(self) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from visfeedback.sampling.differentiable import Guided, Sources
-from visfeedback.sampling.rollout import latent_shape
 from visfeedback.types.batches import PromptBatch
 from visfeedback.types.protocols import Backbone
 
@@ -34,5 +33,5 @@ def start(backbone: Backbone, batch: PromptBatch, guide_whole: bool = False, che
     unconditional = backbone.encode_text([prompt.negative for prompt in batch.prompts]) if guided else None
     predict = Guided(backbone, condition, unconditional, batch.guidance, guide_whole, checkpointed)
     precision = torch.promote_types(next(backbone.parameters()).dtype, torch.float32)  # of what is trained
-    noise = sources.noise(latent_shape(backbone), precision)
+    noise = sources.noise(backbone.latent_shape, precision)
     return Start(predict, noise, backbone.process.times(batch.steps).to(backbone.device), sources)

@@ -19,6 +19,10 @@ Over = Literal["set", "prompt"]
 """What weights are normalised over: everything there is, or the images of each prompt."""
 
 
+class NothingToLearn(InputError):
+    """These scores prefer no image. Others of the same reward may: a round of fresh images is then passed over."""
+
+
 def checked(scores: Tensor, count: int) -> Tensor:
     """float64 scores. Raises InputError when they are not ``count`` numbers."""
     if scores.shape != (count,):
@@ -34,7 +38,8 @@ def checked(scores: Tensor, count: int) -> Tensor:
 
 
 def varied(scores: Tensor, group: Tensor, over: Over) -> None:
-    """Raises InputError when no score differs from another it would be compared with: there is nothing to learn."""
+    """Raises NothingToLearn when no score differs from another it would be compared with, and InputError when there is
+    none that it could differ from."""
     if len(scores) < 2:
         raise InputError(f"{len(scores)} scored images; weights compare images, expected 2 or more")
     if over == "prompt" and int(_sizes(group)[1].max()) < 2:
@@ -42,7 +47,7 @@ def varied(scores: Tensor, group: Tensor, over: Over) -> None:
     centred = scores - (group_mean(scores, group) if over == "prompt" else scores.mean())
     if not bool((centred.abs() > 1e-12 * scores.abs().clamp_min(1)).any()):
         where = " within its prompt" if over == "prompt" else ""
-        raise InputError(f"the reward gives every image{where} the same score ({scores[0]:g}); it teaches nothing")
+        raise NothingToLearn(f"the reward gives every image{where} the same score ({scores[0]:g}); it teaches nothing")
 
 
 def softmax(scores: Tensor, group: Tensor, temperature: float, over: Over) -> Tensor:
@@ -57,11 +62,23 @@ def softmax(scores: Tensor, group: Tensor, temperature: float, over: Over) -> Te
     return raised / totals[member] * sizes[member]
 
 
+def renormalised(weights: Tensor) -> Tensor:
+    """(N,) float32 weights that average 1 over those that are not 0. What float32 cannot hold becomes 0: such an image
+    leaves the set, and the others would weigh as many times more as there are images for each of them."""
+    kept = weights >= torch.finfo(torch.float32).tiny
+    return torch.where(kept, weights * (kept.sum() / weights[kept].sum()), 0.0).float()
+
+
 def top(scores: Tensor, group: Tensor, share: float, over: Over) -> Tensor:
     """(N,) 1 for the best ``share`` of the set or of each group (at least one image of it), else 0."""
     if over == "set":
         group = torch.zeros_like(group)
-    return _best(scores, group, lambda size: max(1, round(share * size)))
+    return _best(scores, group, lambda size: top_count(size, share))
+
+
+def top_count(size: int, share: float) -> int:
+    """How many of a group that ``top`` keeps."""
+    return max(1, round(share * size))
 
 
 def best(scores: Tensor, group: Tensor, count: int) -> Tensor:

@@ -8,11 +8,12 @@ l per latent element (mean) under policy and reference:
     loss      = -[p logsigmoid(z) + (1 - p) logsigmoid(-z)],   z = beta (log rho_i - log rho_j)
 
 p is the probability that i is better: 1 or 0 from a reward or a vote, in between when people disagree; ties are left
-out. All pairs of a group of K images are learned together, mean over pairs, each image evaluated once: the K(K-1)/2
-pairs of the released code cost K(K-1) evaluations. The reference's log-probabilities are constants of a path; batches
-bring them, so no reference network runs here. With the published beta 0.1 and clip 0.1, |z| is below 0.02: the loss is
-a policy gradient with advantages of +1 and -1, cut where a step's ratio leaves 1 +- clip. With ``even_steps`` the
-log-ratios are divided as in `ddpo`.
+out. All pairs of a group of K images are learned together, each image evaluated once: the K(K-1)/2 pairs of the
+released code cost K(K-1) evaluations. The loss is the mean over the pairs of a group, and then over groups, where one
+of nothing but ties counts as 0: it does not matter how groups are split into calls. The reference's log-probabilities
+are constants of a path; batches bring them, so no reference network runs here. With the published beta 0.1 and clip
+0.1, |z| is below 0.02: the loss is a policy gradient with advantages of +1 and -1, cut where a step's ratio leaves
+1 +- clip. With ``even_steps`` the log-ratios are divided as in `ddpo`.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class D3PO(Frozen):
         return differs
 
     def loss(self, backbone: Backbone, batch: Rollouts, ctx: Context) -> tuple[Tensor, dict[str, float]]:
-        """Scalar loss of whole groups: the mean over the pairs of which one image is better, and over steps."""
+        """Scalar loss of whole groups: the mean over steps, pairs of which one image is better, and then groups."""
         if batch.reference_log_prob is None:
             raise InputError("d3po needs the reference's log-probabilities, and this batch brings none")
         ratio = log_probs(backbone, batch) - batch.reference_log_prob  # (B, T)
@@ -68,7 +69,7 @@ class D3PO(Frozen):
         logits = self.beta * (self.clamped(ratio)[first] - self.clamped(ratio)[second])  # (M, T)
         p = probability[:, None]
         losses = -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits))
-        loss = losses.mean() if len(losses) else 0.0 * ratio.sum()
+        loss = (_shares(batch.group, first) * losses.mean(dim=1)).sum()
         return loss, self._metrics(ratio.detach(), logits.detach(), p)
 
     def clamped(self, ratio: Tensor) -> Tensor:
@@ -97,6 +98,13 @@ def pairs(batch: Rollouts) -> tuple[Tensor, Tensor, Tensor]:
         probability = batch.better[i, _place(batch.group)[j]].float()
     known = probability.isfinite() & (probability != 0.5)
     return i[known], j[known], probability[known]
+
+
+def _shares(group: Tensor, first: Tensor) -> Tensor:
+    """(M,) what each pair counts: 1 / its group's pairs / groups. ``first`` (M,) is a row of each pair."""
+    numbers = group.unique(return_inverse=True)[1]
+    own = numbers[first]
+    return 1 / (torch.bincount(own)[own] * (numbers.max() + 1))
 
 
 def _place(group: Tensor) -> Tensor:

@@ -60,8 +60,13 @@ class DDPO(Frozen):
         """Images of a prompt without which there is nothing to compare."""
         return 2 if self.advantage == "group" else 1
 
+    @property
+    def needs_all(self) -> bool:
+        """Whether paths of advantage 0 have a gradient, too: the pull to the reference does not go by advantage."""
+        return self.kl > 0
+
     def weigh(self, scores: Tensor, group: Tensor, prompts: Sequence[str], state: dict[str, Any]) -> Tensor:
-        """(N,) advantages; exactly 0 within a group of equal scores, which then costs nothing."""
+        """(N,) advantages; exactly 0 where all scores that are compared are equal, which without `kl` costs nothing."""
         if self.advantage == "group":
             found = by_group(scores, group, self.spread)
         elif self.advantage == "prompt":

@@ -8,7 +8,9 @@ gradient goes back through the last K steps. DRaFT-LV: K = 1, and the finished i
 
 AlignProp (Prabhudesai et al. 2023, arXiv 2310.03739): K is drawn anew for each batch, uniformly or, as in the authors'
 code, as S - round(N(mean, std)). Steps without a gradient run without a graph: detaching their predictions, as that
-code does, gives the same gradient at more cost. Left out: LoRA scaling at sampling time (DRaFT, section 5).
+code does, gives the same gradient at more cost. ``uncertainty`` is Ctrl-U's weighting, x0' being the last step from a
+neighbouring time, without noise of its own; with ``noisings`` the trust is that in the finished image. Left out: LoRA
+scaling at sampling time (DRaFT, section 5).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import Tensor
 from visfeedback.methods._likelihood import numbers
 from visfeedback.methods._rewarded import Objective, reward_of, watched
 from visfeedback.methods._start import Start, start
+from visfeedback.methods._uncertainty import Uncertainty
 from visfeedback.sampling.differentiable import decoded, descend, sample
 from visfeedback.types.batches import PromptBatch
 from visfeedback.types.protocols import Backbone, Context
@@ -46,6 +49,7 @@ class DRaFT(Frozen):
     noisings: int = Field(default=0, ge=0)
     """more looks at each finished image under new noise: DRaFT-LV, which has 2; only with `last` 1"""
     objective: Objective = Objective()
+    uncertainty: Uncertainty = Uncertainty()
     checkpointing: bool = True
     """compute each step and the decoder again in the backward pass: memory of one step instead of K"""
     guide_whole: bool = True
@@ -63,16 +67,23 @@ class DRaFT(Frozen):
         reward = reward_of(ctx, "draft")
         begun = start(backbone, batch, self.guide_whole, self.checkpointing)
         first = self.first_step(batch.steps, ctx.generator)
-        image = sample(begun.predict, backbone.process, begun.noise, begun.times, begun.sources, first, batch.eta)
+        process, times = backbone.process, begun.times
+        # The last step by itself, for its beginning is looked at again.
+        x = sample(begun.predict, process, begun.noise, times[:-1], begun.sources, first, batch.eta)
+        image = descend(begun.predict, process, x, times[-2:], begun.sources, batch.eta)
         pixels, texts = decoded(backbone, image, self.checkpointing), [prompt.text for prompt in batch.prompts]
         losses, scores = self.objective.losses(reward, pixels, texts)
         for _ in range(self.noisings):
             noised = self._noised(backbone, begun, image, batch.eta)
             losses = losses + self.objective.losses(reward, decoded(backbone, noised, self.checkpointing), texts)[0]
+        losses = losses / (1 + self.noisings)
         metrics = {"reward": scores.mean(), "reward_std": scores.std(correction=0), **watched(ctx, pixels, texts)}
-        return losses.mean() / (1 + self.noisings), numbers(metrics) | {
-            "steps_with_gradient": float(batch.steps - first)
-        }
+        if self.uncertainty.on:
+            other = self._neighbour(backbone, begun, x, image)
+            again = self.objective.losses(reward, decoded(backbone, other, self.checkpointing), texts)[1]
+            losses, doubt = self.uncertainty.weigh(losses, scores, again)
+            metrics["uncertainty"] = doubt.mean()
+        return losses.mean(), numbers(metrics) | {"steps_with_gradient": float(batch.steps - first)}
 
     def first_step(self, steps: int, generator: torch.Generator) -> int:
         """The first step with a gradient, 0 ... steps - 1; drawn once a batch."""
@@ -89,6 +100,12 @@ class DRaFT(Frozen):
         t = begun.times[-2].expand(len(clean)).to(clean.device)
         noisy = process.add_noise(clean, begun.sources.noise(clean.shape[1:], clean.dtype), t)
         return descend(begun.predict, process, noisy, begun.times[-2:], begun.sources, eta)
+
+    def _neighbour(self, backbone: Backbone, begun: Start, x: Tensor, image: Tensor) -> Tensor:
+        """The last step from its neighbouring time; x and the image are constants."""
+        process, t = backbone.process, begun.times[-2].expand(len(x))
+        x, later = self.uncertainty.neighbour(process, x, image, t)
+        return descend(begun.predict, process, x, torch.stack([later[0], begun.times[-1]]), begun.sources)
 
 
 Method = DRaFT

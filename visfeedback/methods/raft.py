@@ -6,7 +6,7 @@ Dong et al., "RAFT: Reward rAnked FineTuning for Generative Foundation Model Ali
 
 Best is best of its own prompt, so easy prompts do not crowd out hard ones. ``floor`` also asks for a least score: a
 prompt of which no image is good enough then teaches nothing (the filter of DreamSync). Whoever makes the batches
-calls ``weigh`` once over all images of a round, and leaves out those of weight 0.
+calls ``weigh`` once over all images of a round, leaves out those of weight 0, and passes over a round without others.
 Left out: the KL penalty inside the reward, which the paper also does without by default.
 """
 
@@ -46,10 +46,20 @@ class RAFT(Frozen):
         """Images of a prompt without which there is no best."""
         return self.best + 1 if self.floor is None else 1
 
+    @property
+    def compares(self) -> bool:
+        """Whether equal scores teach nothing: with a floor each image is good enough or not by itself."""
+        return self.floor is None
+
+    def kept_share(self, per_prompt: int) -> float:
+        """Share of a round's images that is learned: at most, for prompts of equals and a floor take from it."""
+        return min(1.0, self.best / per_prompt)
+
     def weigh(self, scores: Tensor, group: Tensor, prompts: Sequence[str], state: dict[str, Any]) -> Tensor:
         """(N,) scores of all images of a round -> (N,) 1 for those that are learned, else 0; float32.
 
-        Raises InputError for scores that are no numbers, groups without a choice, and when no image is left.
+        Raises InputError for scores that are no numbers and groups without a choice, NothingToLearn when no image is
+        left.
         """
         scores = _weights.checked(scores, len(group))
         self._check_choice(group)
@@ -57,7 +67,7 @@ class RAFT(Frozen):
         if self.floor is not None:
             kept &= scores >= self.floor
             if not bool(kept.any()):
-                raise InputError(
+                raise _weights.NothingToLearn(
                     f"no image passes method.floor = {self.floor:g}, the best has {scores.max():g}; lower the floor, "
                     "or draw more: --rollout.per-prompt"
                 )

@@ -10,9 +10,14 @@ Two of its kind, chosen by ``weighting``:
 
     loss = mean(w L(x)) + beta mean(L(real)),   L(x) = mean over C,h,w of (pred - target)^2 at one (noise, t)
 
+Images of weight 0 are never shown, so the mean is one over the K of N images that are left. With ``reward`` w is
+therefore max(r, 0) K / N, and w L(x) averages what it would over all N: a score that falls to 0 changes the loss no
+more than one that nearly does, and beta means the same whatever the scores are.
+
 The second term of Lee et al., the likelihood of pre-training data, keeps the model near images that are right: it is
 there when the batch brings real images (`data.real`). The set is fixed or drawn anew in rounds: whoever makes the
-batches calls ``weigh`` once over all images of a round, and leaves out those of weight 0.
+batches calls ``weigh`` once over all images of a round, leaves out those of weight 0, and passes over a round without
+others.
 Left out: classifier-free guidance inside the loss (an option of the DDPO authors' code).
 """
 
@@ -27,7 +32,6 @@ from torch import Tensor
 
 from visfeedback.methods import _weights
 from visfeedback.methods._likelihood import errors, numbers
-from visfeedback.plugins import InputError
 from visfeedback.types.batches import Scored
 from visfeedback.types.protocols import Backbone, Context
 from visfeedback.types.records import Frozen
@@ -51,20 +55,35 @@ class RWR(Frozen):
     beta: float = Field(default=1.0, ge=0)
     """weight of the likelihood of real images; without `data.real` there is no such term"""
 
+    @property
+    def least_group(self) -> int:
+        """Images of a prompt without which there is nothing to compare."""
+        return 2 if self.over == "prompt" and self.compares else 1
+
+    @property
+    def compares(self) -> bool:
+        """Whether equal scores teach nothing: `reward` takes each one by itself."""
+        return self.weighting != "reward"
+
+    def kept_share(self, per_prompt: int) -> float:
+        """Share of a round's images that is learned; `reward` and `softmax` may leave out some more."""
+        if self.weighting != "sparse" or self._per_batch:
+            return 1.0
+        return _weights.top_count(per_prompt, self.keep) / per_prompt if self.over == "prompt" else self.keep
+
     def weigh(self, scores: Tensor, group: Tensor, prompts: Sequence[str], state: dict[str, Any]) -> Tensor:
         """(N,) scores of all images of a round -> (N,) weights, float32; logs how many images they amount to.
 
         ``over = "batch"`` weighs in the loss, so here all are 1. Raises InputError for scores that are no numbers, and
-        when all are alike where they would be compared.
+        NothingToLearn when all are alike where they would be compared.
         """
-        scores = _weights.checked(scores, len(group))
-        weights = self._whole(scores, group)
+        weights = self._whole(_weights.checked(scores, len(group)), group)
         state["metrics"] = {
             "effective_images": _weights.effective_size(weights),
             "effective_share": _weights.effective_size(weights) / len(weights),
             "images_holding_90": float(_weights.holding(weights)),
         }
-        return weights.float()
+        return weights
 
     def loss(self, backbone: Backbone, batch: Scored, ctx: Context) -> tuple[Tensor, dict[str, float]]:
         """Scalar loss of a batch."""
@@ -79,14 +98,16 @@ class RWR(Frozen):
 
     @property
     def _per_batch(self) -> bool:
-        return self.over == "batch" and self.weighting != "reward"
+        return self.over == "batch" and self.compares
 
     def _whole(self, scores: Tensor, group: Tensor) -> Tensor:
         if self.weighting == "reward":
             return _clamped(scores)
         over = "prompt" if self.over == "prompt" else "set"
         _weights.varied(scores, group, over)
-        return torch.ones_like(scores) if self._per_batch else self._compared(scores, group, over)
+        return _weights.renormalised(
+            torch.ones_like(scores) if self._per_batch else self._compared(scores, group, over)
+        )
 
     def _in_batch(self, batch: Scored) -> Tensor:
         """(B,) weights of a batch by itself."""
@@ -99,13 +120,15 @@ class RWR(Frozen):
 
 
 def _clamped(scores: Tensor) -> Tensor:
-    """The scores as weights. Raises InputError when none is above 0."""
-    if not bool((scores > 0).any()):
-        raise InputError(
+    """(N,) float32: the scores that are above 0, times the share of such images. Raises NothingToLearn without any."""
+    weights = scores.clamp_min(0).float()
+    kept = weights > 0
+    if not bool(kept.any()):
+        raise _weights.NothingToLearn(
             f"no image has a score above 0 (highest {scores.max():g}), and method.weighting = reward takes scores as "
             "weights; fit a reward to labels, or choose --method.weighting softmax"
         )
-    return scores.clamp_min(0)
+    return weights * kept.float().mean()
 
 
 Method = RWR

@@ -103,6 +103,10 @@ class HpsV3:
     def encode_texts(self, prompts: Sequence[str]) -> list[Tokens]:
         return [self._tokens(prompt) for prompt in prompts]
 
+    def unfit(self, prompt: str) -> str:
+        """Why images of this prompt have no score; empty when they have one."""
+        return self._tokens(prompt).error
+
     def combine(self, images: Tensor, texts: Any, pairing: Literal["paired", "matrix"] = "paired") -> Tensor:
         """(B,) when paired, (N images, P prompts) for the matrix. NaN for a prompt that holds a control token."""
         images = images.to(self._device, self._network.language_model.dtype)

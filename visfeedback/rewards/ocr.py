@@ -30,6 +30,7 @@ from visfeedback.types.records import About, Origin
 TEXT_BYTES = 4096
 """Width of the features: recognised text in UTF-8, padded with zeros, cut where it is longer."""
 
+UNASKED = 'the prompt has no text in "double quotes" that the image should show'
 MAX_RATIO = 8  # of the sides of an image that the recogniser gets
 
 ABOUT = About(
@@ -69,6 +70,10 @@ class Ocr:
         """The targets, squeezed; empty for a prompt that asks for no text."""
         return [squeezed(target(prompt)) for prompt in prompts]
 
+    def unfit(self, prompt: str) -> str:
+        """Why images of this prompt have no score; empty when they have one."""
+        return "" if squeezed(target(prompt)) else UNASKED
+
     def combine(self, images: Tensor, texts: Any, pairing: Literal["paired", "matrix"] = "paired") -> Tensor:
         """(B,) when paired, (N images, P prompts) for the matrix; NaN where the prompt asks for no text."""
         read = [squeezed(unpack(row)) for row in images]
@@ -80,7 +85,7 @@ class Ocr:
 
     def _score(self, row: int, column: int, text: str, wanted: str) -> float:
         if not wanted:
-            self.failures[row, column] = 'the prompt has no text in "double quotes" that the image should show'
+            self.failures[row, column] = UNASKED
             return float("nan")
         return match(text, wanted)
 

@@ -24,6 +24,9 @@ from visfeedback.sampling.samplers import use_sampler
 from visfeedback.types.batches import Condition, Rollouts
 from visfeedback.types.protocols import Backbone, Process
 
+ROUNDING = 1e-6
+"""times are float32 and bounds are not: 0.8 is 0.800000012 there"""
+
 
 @dataclass(frozen=True)
 class Walk:
@@ -68,16 +71,16 @@ def guided(
 
 def noisy_steps(process: Process, walk: Walk) -> list[int]:
     """Which steps draw noise, so have a log-probability: none for eta 0; not the last one where it ends at alpha 1."""
-    (low, high), t = walk.random_times, process.times(walk.steps)
-    here = torch.zeros((walk.steps, 1))
+    t, here = process.times(walk.steps), torch.zeros((walk.steps, 1))
     _, std = process.step(here, here, t[:-1], t[1:], walk.eta)
-    return [k for k, value in enumerate(std.tolist()) if value > 0 and low < t[k] <= high]
+    wanted = within(t, walk.random_times)
+    return [k for k, value in enumerate(std.tolist()) if value > 0 and wanted[k]]
 
 
-def latent_shape(backbone: Any) -> tuple[int, int, int]:
-    """(C, h, w) of the images that the network was made for."""
-    side = backbone.resolution // backbone.pipe.vae_scale_factor
-    return backbone.pipe.vae.config.latent_channels, side, side
+def within(t: Tensor, part: tuple[float, float]) -> list[bool]:
+    """Which of the times (T,) lie in low < t <= high; one that differs from a bound by rounding is that bound."""
+    low, high = part
+    return [low + ROUNDING < value <= high + ROUNDING for value in t.tolist()]
 
 
 @torch.no_grad()
@@ -99,10 +102,11 @@ def roll(
     x, t = _noise(begin, shape).to(device).to(kept), process.times(walk.steps)
     condition, unconditional = condition.to(device), None if unconditional is None else unconditional.to(device)
     noisy, path, log_probs = set(noisy_steps(process, walk)), [x.cpu()], []
+    wanted = within(t, walk.random_times)
     for k in range(walk.steps):
         now, then = (t[i].expand(len(seeds)).to(device) for i in (k, k + 1))
         prediction = guided(backbone, x.float(), now, condition, unconditional, walk.guidance)
-        eta = walk.eta if walk.random_times[0] < t[k] <= walk.random_times[1] else 0.0
+        eta = walk.eta if wanted[k] else 0.0
         mean, std = process.step(prediction, x.float(), now, then, eta)
         noise = _noise(generators, shape).to(device) if eta > 0 else torch.zeros_like(mean)
         x = draw(mean, std, noise).to(kept)
@@ -120,7 +124,7 @@ def draw_with(
 
     ``negatives`` has a text for each prompt. Raises InputError for a sampler that does not fit the pipeline.
     """
-    pipe, shape = backbone.pipe, latent_shape(backbone)
+    pipe, shape = backbone.pipe, backbone.latent_shape
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     call: dict[str, Any] = {"num_inference_steps": walk.steps, "guidance_scale": walk.guidance}
     if starts is not None:

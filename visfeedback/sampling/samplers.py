@@ -15,6 +15,9 @@ from visfeedback.plugins import InputError, nearest
 ALIASES = {"dpm++2m": "dpmsolver", "dpm++": "dpmsolver", "eulera": "eulerancestral"}
 """names that other programs use"""
 
+RANDOM = {"DDPMScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"}
+"""those whose steps draw noise as diffusers sets them up"""
+
 UNSEEDED = "DPMSolverSDEScheduler"  # draws its noise from a source of its own, not from the image's generator
 
 
@@ -41,6 +44,12 @@ def sampler(scheduler: Any, name: str) -> Any:
     unset = "clip_sample" in parameters and "clip_sample" not in scheduler.config
     # The default of clip_sample is for pixels; latents reach far beyond [-1, 1].
     return kind.from_config(scheduler.config, **({"clip_sample": False} if unset else {}))
+
+
+def draws_noise(scheduler: Any, name: str) -> bool:
+    """Whether steps of this sampler are random, so that images which begin with the same noise differ."""
+    made = sampler(scheduler, name)
+    return type(made).__name__ in RANDOM or str(made.config.get("algorithm_type", "")).startswith("sde")
 
 
 def sampler_class(scheduler: Any, name: str) -> type:

@@ -26,6 +26,7 @@ from visfeedback.training.checkpoint import Position, Snapshot
 from visfeedback.training.monitor import Monitor
 from visfeedback.training.policy import put_weights, weights_of
 from visfeedback.training.run import Metrics, Run
+from visfeedback.training.scorer import Silent
 from visfeedback.training.settings import TrainSettings
 from visfeedback.training.setup import Setup, prepare
 from visfeedback.training.step import NotFinite
@@ -41,8 +42,8 @@ def fit(
     """Train and return what ``out/summary.json`` says. ``command`` is what a person would type to repeat the run.
 
     Raises InputError for wrong settings, data, models or folders, before anything is written, when another process is
-    training there, and when the loss stops being a number (the state before that is saved); KeyboardInterrupt after
-    saving when asked to stop.
+    training there, and when the loss stops being a number or a reward fails (the state before that is saved);
+    KeyboardInterrupt after saving when asked to stop. Any other error has a note on what is saved.
     """
     guard = only_writer(Path(out)) if Crew.of_launcher().leads else nullcontext()
     with isolated(settings.engine), guard:
@@ -105,6 +106,9 @@ class Training:
             raise self._lost(error) from None
         except InputError as error:
             raise self._kept(error) from None
+        except Exception as error:
+            self._rescue(error)
+            raise
         self.position.step += 1
         measured = monitor.after(self.position.step)
         self.position.stopped = self._too_far(measured)
@@ -146,11 +150,41 @@ class Training:
         )
 
     def _kept(self, error: InputError) -> InputError:
-        """Keep what was learned when data or rewards fail later on; nothing of this step has happened."""
-        if self.position.step == 0:
-            return InputError(str(error))
-        self.save()
-        return InputError(f"{error}; step {self.position.step} is saved, go on from it with --resume")
+        """Keep what was learned when data or rewards fail, in all processes alike; nothing of this step has happened.
+
+        The same kind of error, which says how to go on: a server may answer later, what is wrong would be wrong again.
+        """
+        step, saved = self.position.step, ""
+        if step:
+            self.save()
+            saved = f"step {step} is saved, "
+        if isinstance(error, Silent):
+            return type(error)(f"{error}; {saved}go on from {'it' if step else 'the start'} with --resume")
+        again = "--resume goes on from it with the same settings, " if step else ""
+        return type(error)(f"{error}; {saved}{again}other settings need another --out")
+
+    def _rescue(self, error: Exception) -> None:
+        """Keep what was learned when a program fails, and note on its error what there is to go on from.
+
+        Other processes may be anywhere, and a checkpoint is written together.
+        """
+        step, setup = self.position.step, self.setup
+        if not step:
+            return
+        why = "other processes may still be at work" if setup.accelerator.num_processes > 1 else ""
+        if setup.stepper.torn:
+            why = "its update had begun"
+        if not why:
+            try:
+                self.save()
+            except Exception as second:
+                why = f"{type(second).__name__}: {second}"
+        if not why:
+            error.add_note(f"step {step} is saved, go on from it with --resume")
+            return
+        kept = checkpoint.steps(setup.run.checkpoints)
+        there = f"--resume goes on from step {kept[-1]}" if kept else "there is no checkpoint"
+        error.add_note(f"step {step} could not be saved ({why}); {there}")
 
     def save(self) -> None:
         """A checkpoint of this step."""

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from visfeedback import prompts
 from visfeedback.plugins import InputError
 from visfeedback.sampling.render import GenerateSettings, resolve
 from visfeedback.sampling.rollout import Walk
 from visfeedback.training import tables
+from visfeedback.training.checks import check_differ, check_sampler, check_share
 from visfeedback.training.data import Pair
 from visfeedback.training.images import Picture, load_images, load_real
 from visfeedback.training.moved import follow
@@ -31,6 +31,7 @@ from visfeedback.training.settings_online import Rollout
 from visfeedback.training.sources import Feed, PromptBatches, Source, drawn_probe
 from visfeedback.training.stored_images import open_images, open_real
 from visfeedback.training.stored_paths import StoredPath, load_paths, open_paths
+from visfeedback.training.together import Gather, gather_over
 from visfeedback.types.files import read_jsonl, write_atomic
 from visfeedback.types.records import Frozen, Prompt
 
@@ -57,6 +58,11 @@ def check(settings: TrainSettings) -> None:
     """Raises InputError, before anything is loaded, for settings that cannot work together."""
     method: Any = settings.method
     kind, rollout = kind_of(settings), settings.rollout
+    if kind == "paths" and not getattr(method, "whole_groups", False):
+        raise InputError(
+            f"{method.name} learns from scores, and stored paths have what people said of pairs; choose "
+            "--method.name d3po, or draw anew: --rollout.source fresh"
+        )
     if kind == "prompts" and not settings.reward.name:
         raise InputError(f"{method.name} needs somebody who scores its images; give --reward.name NAME")
     if method.eats == "rollouts":
@@ -70,29 +76,12 @@ def check(settings: TrainSettings) -> None:
                 "give --lora.dropout 0"
             )
     if kind == "prompts":
-        _check_sampler(rollout, method)
+        check_sampler(rollout, method)
     least = getattr(method, "least_group", 1)
     if kind == "prompts" and method.eats != "prompts" and rollout.per_prompt < least:
         raise InputError(
             f"rollout.per_prompt = {rollout.per_prompt}: {method.name} compares images of a prompt and needs {least} "
             f"or more; give --rollout.per-prompt {max(least, 4)}"
-        )
-
-
-def _check_sampler(rollout: Rollout, method: Any) -> None:
-    """Another scheduler's steps have neither a log-probability nor a gradient, nor DDIM's eta."""
-    if not rollout.sampler:
-        return
-    if method.eats != "scored":
-        needs = "the log-probabilities" if method.eats == "rollouts" else "the gradient"
-        raise InputError(
-            f"rollout.sampler = {rollout.sampler!r}: {method.name} needs {needs} of DDIM's steps; leave out "
-            "--rollout.sampler"
-        )
-    if rollout.eta:
-        raise InputError(
-            f"rollout.sampler = {rollout.sampler!r} draws in its own way, and rollout.eta = {rollout.eta:g} is for the "
-            "model's own DDIM steps; give --rollout.eta 0"
         )
 
 
@@ -153,7 +142,7 @@ def open_source(worker: tables.Worker, accelerator: Accelerator, material: Mater
         scorer = open_scorer(settings, worker) if settings.reward.name else None
         return open_images(worker, material.records, scorer, state, real)
     if kind == "paths":
-        return open_paths(worker, material.records, _gather(accelerator))
+        return open_paths(worker, material.records, gather_over(accelerator))
     return _fresh(worker, accelerator, material.records, state, real)
 
 
@@ -173,9 +162,10 @@ def _fresh(
     worker: tables.Worker, accelerator: Accelerator, asked: Sequence[Prompt], state: dict[str, Any],
     real: ScoredBatches | None,
 ) -> Feed:  # fmt: skip
-    settings, backbone, gather = worker.settings, worker.backbone, _gather(accelerator)
+    settings, backbone, gather = worker.settings, worker.backbone, gather_over(accelerator)
     scorer, walk = open_scorer(settings, worker), walk_of(settings.rollout, worker.backbone)
     texts = list(dict.fromkeys(prompt.text for prompt in asked))
+    scorer.check(texts)
     studio = Studio(
         settings, backbone, scorer, walk, worker.autocast, gather, worker.progress, worker.rank, worker.ranks
     )
@@ -183,8 +173,9 @@ def _fresh(
     if eats == "prompts":
         batches: Any = PromptBatches(asked, settings, walk, worker.ranks)
     else:
-        rounds = Rounds(studio, asked, eats == "rollouts", state)
+        check_differ(settings, backbone, walk)
         check_share(settings, worker.ranks)
+        rounds = Rounds(studio, asked, eats == "rollouts", state)
         batches = _on_rounds(rounds, worker, walk, gather, real)
     learned = f"images it drew of {len(texts)} prompts, scored by {settings.reward.name}"
 
@@ -196,26 +187,22 @@ def _fresh(
 
 
 def _on_rounds(
-    rounds: Rounds, worker: tables.Worker, walk: Walk, gather: Callable[[list[Any]], list[Any]],
+    rounds: Rounds, worker: tables.Worker, walk: Walk, gather: Gather,
     real: ScoredBatches | None,
 ) -> Any:  # fmt: skip
     """Batches of paths, or of the images at their ends."""
     settings, process, ranks = worker.settings, worker.backbone.process, worker.ranks
     if settings.method.eats == "rollouts":  # type: ignore[attr-defined]
         check_rounds(settings, rounds.size)
-        return PathBatches(rounds, settings, process, walk, gather)
+        return PathBatches(rounds, settings, process, walk, gather, made=rounds.size * ranks)
     optim, rollout = settings.optim, settings.rollout
-    per_round = rollout.every or max(1, rounds.size * rollout.epochs // (optim.batch_size * optim.accumulate))
+    kept = getattr(settings.method, "kept_share", lambda per_prompt: 1.0)(rollout.per_prompt)
+    learned = round(rounds.size * kept) * rollout.epochs
+    per_round = rollout.every or max(1, learned // (optim.batch_size * optim.accumulate))
     return ScoredBatches(
-        FreshSets(rounds), settings, process, per_round, processes=ranks, made=rounds.size * ranks, real=real
-    )
-
-
-def check_share(settings: TrainSettings, ranks: int) -> None:
-    """Raises InputError when the prompts of a round cannot be shared equally."""
-    count = settings.rollout.prompts_per_round
-    if count % ranks:
-        raise InputError(f"rollout.prompts_per_round = {count} for {ranks} processes; give a multiple of {ranks}")
+        FreshSets(rounds), settings, process, per_round, processes=ranks, made=rounds.size * ranks, real=real,
+        gather=gather,
+    )  # fmt: skip
 
 
 def walk_of(rollout: Rollout, backbone: Any) -> Walk:
@@ -227,10 +214,3 @@ def walk_of(rollout: Rollout, backbone: Any) -> Walk:
     sampler = known.sampler if rollout.sampler else ""
     guidance = known.guidance if known.guidance > 1 else 1.0
     return Walk(known.steps, guidance, rollout.eta, rollout.random_times, rollout.half, sampler)
-
-
-def _gather(accelerator: Accelerator) -> Callable[[list[Any]], list[Any]]:
-    """A list of every process -> one list, in the order of processes."""
-    if accelerator.num_processes == 1:
-        return lambda value: value
-    return lambda value: list(gather_object(value))

@@ -1,8 +1,8 @@
 """Batches for methods that learn from denoising paths: one step of a few paths for each network call.
 
 An optimizer step takes the next batch_size * accumulate paths (per process) of its round and all their steps, so it is
-calls = accumulate * steps network calls. Paths of weight 0 are left out of a call, and the loss is scaled by the share
-that is left: the gradient is as if they were there. May import: types, plugins, sampling.
+calls = accumulate * steps network calls. Paths of weight 0 are left out of a call, unless the method needs all, and the
+loss is scaled by the share that is left: the gradient is as if they were there. May import: types, plugins, sampling.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from visfeedback.plugins import InputError
-from visfeedback.sampling.rollout import Walk, noisy_steps
+from visfeedback.sampling.rollout import Walk, noisy_steps, within
 from visfeedback.training.rounds import Drawn, order
 from visfeedback.training.settings import TrainSettings
 from visfeedback.types.batches import Rollouts
@@ -40,11 +40,12 @@ class PathBatches:
 
     def __init__(
         self, supply: Supply, settings: TrainSettings, process: Process, walk: Walk,
-        gather: Callable[[list[Any]], list[Any]],
+        gather: Callable[[list[Any]], list[Any]], made: int = 0,
     ) -> None:  # fmt: skip
-        self.supply, self.settings, self.walk, self._gather = supply, settings, walk, gather
+        """``made``: images that all processes draw in a round; 0 = they were drawn before."""
+        self.supply, self.settings, self.walk, self._gather, self._made = supply, settings, walk, gather, made
         self.learned = learned_steps(settings, process, walk)
-        self.used = 0  # images in network calls of this process so far
+        self._step = self._before = self._within = 0  # a step; images of this process before it, and in it
         self.facts: dict[str, float] = {}  # of the newest round
         self._order = lru_cache(maxsize=2)(self._shuffle)
 
@@ -72,17 +73,23 @@ class PathBatches:
         self.facts = drawn.facts
         chunk = place * self.settings.optim.accumulate + part
         rows, planned = self._rows(drawn, number, chunk)
+        if micro == 0:
+            self._step, self._before, self._within = step, self._used(step), 0
         if k == 0:
-            self.used += len(rows)
+            self._within += len(rows)
         chosen = self._chosen(number, chunk)[k]
         return replace(drawn.rollouts(rows, self.walk, chosen), share=len(rows) / planned)
 
     def _rows(self, drawn: Drawn, number: int, chunk: int) -> tuple[list[int], int]:
-        """The images of a call that have a weight, and how many were planned; at least one (or one group) is left."""
+        """The images of a call that have a weight, and how many were planned; at least one (or one group) is left.
+
+        All of them for a method whose loss has a part that does not go by weight.
+        """
         size = self.settings.optim.batch_size
         epoch, place = divmod(chunk, max(1, self.supply.size // size))
         planned = self._order(number, epoch)[place * size : (place + 1) * size]
-        kept = [row for row in planned if drawn.weight[row] != 0]
+        needs_all = getattr(self.settings.method, "needs_all", False)
+        kept = [row for row in planned if needs_all or drawn.weight[row] != 0]
         return kept or planned[: self._unit], len(planned)
 
     def _shuffle(self, number: int, epoch: int) -> list[int]:
@@ -104,25 +111,28 @@ class PathBatches:
 
     def counts(self, step: int) -> dict[str, float]:
         """What a row of metrics says about data after ``step`` steps."""
-        rounds = -(-step // self.per_round)
-        made = sum(self._gather([self.supply.size])) * rounds
-        return {"images_seen": sum(self._gather([self.used])), "images_made": made, **self.facts}
+        made = {"images_made": self._made * -(-step // self.per_round)} if self._made else {}
+        return {"images_seen": sum(self._gather([self._used(step)])), **made, **self.facts}
+
+    def _used(self, step: int) -> int:
+        """Images in network calls of this process before ``step``; a step that failed and comes again counts once."""
+        return self._before + (self._within if self._step < step else 0)
 
     def save(self, step: int) -> dict[str, Any]:
         """For a checkpoint after ``step`` steps: the round, if steps of it are still to come."""
         number, place = divmod(step, self.per_round)
-        return {"used": self.used, "facts": self.facts, "round": self.supply.save(number) if place else {}}
+        return {"used": self._used(step), "facts": self.facts, "round": self.supply.save(number) if place else {}}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        self.used, self.facts = saved["used"], saved["facts"]
+        self._before, self._within, self.facts = saved["used"], 0, saved["facts"]
         self.supply.restore(saved["round"])
 
 
 def learned_steps(settings: TrainSettings, process: Process, walk: Walk) -> list[int]:
     """Steps of a path that have a log-probability and lie in the wanted part of the schedule."""
     low, high = settings.rollout.times
-    t = process.times(walk.steps).tolist()
-    found = [k for k in noisy_steps(process, walk) if low < t[k] <= high]
+    wanted = within(process.times(walk.steps), settings.rollout.times)
+    found = [k for k in noisy_steps(process, walk) if wanted[k]]
     if not found:
         raise InputError(
             f"none of {walk.steps} steps is random and in rollout.times = {low} {high}; widen it: --rollout.times 0 1"
@@ -144,11 +154,12 @@ def check_groups(settings: TrainSettings) -> None:
 def check_rounds(settings: TrainSettings, size: int) -> None:
     """Raises InputError unless a round is whole network calls, and these are whole groups where those are needed."""
     check_groups(settings)
-    optim = settings.optim
+    optim, rollout = settings.optim, settings.rollout
     together = optim.batch_size * optim.accumulate
-    if size * settings.rollout.epochs % together or size % optim.batch_size:
+    if size % optim.batch_size or not (rollout.every or size * rollout.epochs % together == 0):
+        steps = f"steps of {together} (batch_size {optim.batch_size} x accumulate {optim.accumulate})"
+        parts = f"batches of {optim.batch_size}" if rollout.every else steps
         raise InputError(
-            f"a round of {size} images per process is no whole number of steps of {together} (batch_size "
-            f"{optim.batch_size} x accumulate {optim.accumulate}); change --rollout.prompts-per-round or "
-            "--optim.batch-size"
+            f"a round of {size} images per process is no whole number of {parts}; change --rollout.prompts-per-round "
+            "or --optim.batch-size"
         )

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visfeedback.backbones.adapters import POLICY
 from visfeedback.backbones.load import load
 from visfeedback.plugins import InputError
 from visfeedback.sampling.generate import derive_seed
@@ -31,7 +30,7 @@ def load_policy(settings: TrainSettings, device: str) -> Any:
     if model.adapter:
         if model.reference == "start":
             backbone.freeze_reference()
-        elif POLICY in getattr(backbone.pipe.text_encoder, "peft_config", {}):
+        elif backbone.adapts_text:
             raise InputError(  # prompts are encoded once, for policy and reference
                 f"adapter {model.adapter!r} changes the text encoder, so no reference can be bare; "
                 'take model.reference = "start"'
@@ -40,7 +39,7 @@ def load_policy(settings: TrainSettings, device: str) -> Any:
     else:
         backbone.add_lora(lora.rank, lora.alpha or None, lora.targets, lora.dropout, derive_seed(seed, "lora", 0))
     if settings.engine.gradient_checkpointing:
-        backbone.pipe.unet.enable_gradient_checkpointing()
+        backbone.checkpoint_gradients()
     return backbone
 
 
@@ -89,23 +88,18 @@ def averaged(backbone: Any, average: Average | None) -> Iterator[None]:
 
 def park(backbone: Any) -> None:
     """Encoders whose work is cached leave the accelerator; on a CPU they stay where they are."""
-    for network in _encoders(backbone):
+    for network in backbone.encoders:
         network.to("cpu")
 
 
 @contextmanager
 def unparked(backbone: Any) -> Iterator[None]:
     """Inside the block the whole pipeline is on one device again."""
-    before = [next(network.parameters()).device for network in _encoders(backbone)]
-    for network in _encoders(backbone):
+    before = [next(network.parameters()).device for network in backbone.encoders]
+    for network in backbone.encoders:
         network.to(backbone.device)
     try:
         yield
     finally:
-        for network, device in zip(_encoders(backbone), before, strict=True):
+        for network, device in zip(backbone.encoders, before, strict=True):
             network.to(device)
-
-
-def _encoders(backbone: Any) -> list[nn.Module]:
-    components = backbone.pipe.components.items()
-    return [part for name, part in components if name.startswith(("vae", "text_encoder")) and part is not None]

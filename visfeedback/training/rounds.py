@@ -8,8 +8,8 @@ alike. May import: types, sampling.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,19 +23,18 @@ from visfeedback.sampling.rollout import (
     Paths,
     Walk,
     draw_with,
-    latent_shape,
     noisy_steps,
     path_log_probs,
     roll,
 )
-from visfeedback.training.scorer import Scorer, pictures
+from visfeedback.training.scorer import Desk, Scorer, Unscored, pictures
 from visfeedback.training.settings import TrainSettings
+from visfeedback.training.texts import Texts
+from visfeedback.training.together import Gather, agreed
 from visfeedback.training.weighing import weighed
-from visfeedback.types.batches import Condition, Rollouts
+from visfeedback.types.batches import Rollouts
 from visfeedback.types.protocols import Progress
 from visfeedback.types.records import Prompt
-
-TEXTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ class Studio:
     scorer: Scorer
     walk: Walk
     autocast: Callable[..., AbstractContextManager[Any]]
-    gather: Callable[[list[Any]], list[Any]]
-    """a list of every process -> one list, in the order of processes"""
+    gather: Gather
     progress: Progress
     rank: int = 0
     ranks: int = 1
@@ -82,21 +80,6 @@ class Drawn:
             reference_log_prob=None if self.reference is None else self.reference[index, steps],
             better=None if self.better is None else self.better[index],
         )  # fmt: skip
-
-
-class Texts:
-    """Prompts as the network reads them, each encoded once, on the CPU."""
-
-    def __init__(self, backbone: Any, texts: Sequence[str]) -> None:
-        distinct = list(dict.fromkeys([*texts, ""]))  # the empty one is what a dropped prompt becomes
-        self._place = {text: row for row, text in enumerate(distinct)}
-        with evaluating(backbone.pipe):
-            parts = [backbone.encode_text(distinct[i : i + TEXTS_AT_ONCE]).to("cpu")
-                     for i in range(0, len(distinct), TEXTS_AT_ONCE)]  # fmt: skip
-        self._rows = Condition.cat(parts)
-
-    def __call__(self, texts: Sequence[str]) -> Condition:
-        return self._rows.rows(torch.tensor([self._place[text] for text in texts]))
 
 
 class Rounds:
@@ -137,9 +120,9 @@ class Rounds:
     def _draw(self, number: int) -> Drawn:
         studio, images = self.studio, self.plan(number)
         texts = self._texts(images)
-        paths, scores = self._paths(images, texts)
+        paths, scores = agreed(lambda: self._paths(images, texts), studio.gather)
         everyone = studio.gather([(p.text, g, s) for (p, g, *_), s in zip(images, scores.tolist(), strict=True)])
-        shares, facts = self._weigh(everyone)
+        shares, facts = self._weigh(number, everyone)
         mine = slice(studio.rank * len(images), (studio.rank + 1) * len(images))
         drawn = self._assemble(number, images, texts, paths, shares[mine], facts)
         if not getattr(studio.settings.method, "reads_reference", False) or not self.memory:
@@ -154,23 +137,22 @@ class Rounds:
         """Paths and scores (N, 1 or 2); one batch is scored while the next one is drawn, where that pays."""
         studio, size = self.studio, self.studio.settings.rollout.micro_batch
         parts: list[Paths] = []
-        waiting: list[Future[Tensor]] = []
-        with ThreadPoolExecutor(1) as judge, studio.progress("drawing a round", len(images)) as advance:
+        desk, drawing = Desk(studio.scorer, self._overlaps()), studio.progress("drawing a round", len(images))
+        with desk, drawing as advance:
             for start in range(0, len(images), size):
+                desk.look()
                 part = images[start : start + size]
                 parts.append(self._roll(part, texts))
-                shown = pictures(self._decode(parts[-1].images))
-                waiting.append(judge.submit(studio.scorer, shown, [p.text for p, *_ in part]))
-                if not self._overlaps():
-                    waiting[-1].exception()  # waits
+                desk.hand_in(pictures(self._decode(parts[-1].images)), [p.text for p, *_ in part])
                 advance(len(part))
-            scores = torch.cat([future.result() for future in waiting])
+            scores = desk.scores()
         paths = Paths(torch.cat([p.latents for p in parts]), parts[0].t, torch.cat([p.log_prob for p in parts]))
         return paths, scores
 
     def _overlaps(self) -> bool:
         wanted = self.studio.settings.rollout.overlap
-        return self.studio.backbone.device.type != "cpu" if wanted == "auto" else wanted == "on"
+        pays = self.studio.backbone.device.type != "cpu" or self.studio.scorer.waits
+        return pays if wanted == "auto" else wanted == "on"
 
     def _roll(self, part: Sequence[Any], texts: Texts) -> Paths:
         studio, walk = self.studio, self.studio.walk
@@ -182,7 +164,7 @@ class Rounds:
                 return draw_with(studio.backbone, words, negatives, [seed for _, _, seed, _, _ in part], walk, starts)
             return roll(
                 studio.backbone, texts([p.text for p, *_ in part]), without, [seed for _, _, seed, _, _ in part],
-                latent_shape(studio.backbone), walk, starts, self.memory,
+                studio.backbone.latent_shape, walk, starts, self.memory,
             )  # fmt: skip
 
     @torch.no_grad()
@@ -190,7 +172,7 @@ class Rounds:
         with evaluating(self.studio.backbone.pipe):
             return self.studio.backbone.decode(latents.to(self.studio.backbone.device))
 
-    def _weigh(self, everyone: list[tuple[str, int, list[float]]]) -> tuple[Tensor, dict[str, float]]:
+    def _weigh(self, number: int, everyone: list[tuple[str, int, list[float]]]) -> tuple[Tensor, dict[str, float]]:
         """(all images, 2) scores as normalised and weights; and what metrics.jsonl shows of the round."""
         prompts, groups = [text for text, _, _ in everyone], torch.tensor([group for _, group, _ in everyone])
         native = torch.tensor([scores for _, _, scores in everyone])
@@ -198,7 +180,21 @@ class Rounds:
         if native.shape[1] > 1:
             facts["watched_reward"] = native[:, 1].mean().item()
         scores, weight = weighed(self.studio.settings, native[:, 0], groups, prompts, self.state)
+        if not bool(weight.any()):
+            self._nothing(number, len(everyone))
         return torch.stack([scores, weight], dim=1), facts
+
+    def _nothing(self, number: int, images: int) -> None:
+        """No image has a weight: an error in the first round, where it is the reward's or the prompts' nature."""
+        name = self.studio.settings.reward.name
+        line = f"round {number}: {name} sets none of {images} images apart, as the method compares them"
+        if number == 0:
+            raise Unscored(
+                f"{line}, so nothing can be learned from it; choose another --reward.name, prompts that the model does "
+                "not always get alike, or more images of each: --rollout.per-prompt"
+            )
+        if self.studio.rank == 0:
+            warnings.warn(f"{line}; it teaches nothing", stacklevel=2)
 
     def _assemble(
         self, number: int, images: Sequence[Any], texts: Texts, paths: Paths, shares: Tensor, facts: dict[str, float]

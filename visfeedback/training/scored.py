@@ -2,7 +2,8 @@
 
 What a call shows of an image (time, noise, where in its latent distribution, dropped prompt) has a generator of its
 own, seeded by (seed, image, epoch): it does not depend on the batch. Images of weight 0 leave the set before it is
-shuffled, so best-of-N costs what its best images cost. May import: types, plugins, sampling.
+shuffled, so best-of-N costs what its best images cost; a round that leaves none is passed over: its batches have the
+share 0, and so no gradient. May import: types, plugins, sampling.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from visfeedback.training.batches import TRIES
 from visfeedback.training.cache import Rows
 from visfeedback.training.rounds import Drawn, Rounds, order
 from visfeedback.training.settings import TrainSettings
+from visfeedback.training.together import Gather
 from visfeedback.types.batches import Condition, Scored
 from visfeedback.types.protocols import Process
 
@@ -111,32 +113,50 @@ class ScoredBatches:
     def __init__(
         self, sets: Sets, settings: TrainSettings, process: Process, per_round: int = 0,
         share: tuple[int, int] = (0, 1), processes: int = 1, made: int = 0, real: ScoredBatches | None = None,
+        gather: Gather = lambda value: value,
     ) -> None:  # fmt: skip
         """``share``: which process this is of how many that learn from one set; ``made``: images drawn in a round by
-        all ``processes`` together; ``real``: of images that accompany every batch."""
+        all ``processes`` together; ``real``: of images that accompany every batch; ``gather`` where
+        each process has a set of its own."""
         self._sets, self.settings, self.process, self.per_round = sets, settings, process, per_round
         self._rank, self._ranks = share
-        self._processes, self._made, self._real = processes, made, real
+        self._processes, self._made, self._real, self._gather = processes, made, real, gather
         self.calls = settings.optim.accumulate
         self.facts: Mapping[str, float] = {}
         self._order = lru_cache(maxsize=2)(self._shuffle)
+        self._everywhere = lru_cache(maxsize=1)(self._count)
 
     def batch(self, step: int, micro: int = 0, rank: int = 0) -> Scored:
         """The ``micro``-th batch of step ``step`` of this process."""
         number, place = divmod(step, self.per_round) if self.per_round else (0, step)
         images, optim = self._sets.of(number), self.settings.optim
-        self.facts = images.facts
-        kept = images.weight.nonzero().flatten().tolist()
-        if not kept and self._processes > 1:  # others may have some
-            kept = list(range(len(images.names)))
-        if not kept:
-            raise InputError(
-                "the method gave every image the weight 0, so none is left to learn from; look at the reward"
-            )
+        kept: list[int] = images.weight.nonzero().flatten().tolist()
+        share = self._share(number, images, len(kept))
+        rows = kept or list(range(len(images.names)))  # something to call the network with
         call = (place * optim.accumulate + micro) * self._ranks + self._rank
-        items = [self._at(number, kept, call * optim.batch_size + i) for i in range(optim.batch_size)]
-        batch = self.collate(images, items)
-        return batch if self._real is None else replace(batch, real=self._real.batch(step, micro, rank))
+        items = [self._at(number, rows, call * optim.batch_size + i) for i in range(optim.batch_size)]
+        real = None if self._real is None else self._real.batch(step, micro, rank)
+        return replace(self.collate(images, items), real=real, share=share)
+
+    def _share(self, number: int, images: ScoredSet, kept: int) -> float:
+        """What makes the mean over processes that over all kept images, wherever they were drawn.
+
+        Raises InputError for stored images when none is kept, for there will be no others.
+        """
+        if not self.per_round:
+            self.facts = images.facts
+            if not kept:
+                raise InputError(
+                    "the method gave every image the weight 0, so none is left to learn from; look at the reward"
+                )
+            return 1.0
+        everywhere = self._everywhere(number, kept)
+        self.facts = {**images.facts, "images_with_weight": everywhere}
+        return kept * self._processes / everywhere if everywhere else 0.0
+
+    def _count(self, number: int, kept: int) -> int:
+        """Images of round ``number`` that are learned, over all processes."""
+        return sum(self._gather([kept]))
 
     def _at(self, number: int, kept: Sequence[int], position: int) -> tuple[int, int]:
         """(row, epoch) at a place of the stream."""

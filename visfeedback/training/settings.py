@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import Field, create_model, field_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from visfeedback import plugins
 from visfeedback.training.settings_online import RewardChoice, Rollout
@@ -175,6 +175,15 @@ class Engine(Frozen):
     """where metrics go besides metrics.jsonl (extra `trackers`)"""
     ema: Ema = Ema()
     cache: Cache = Cache()
+
+    @model_validator(mode="after")
+    def _measured_before_it_stops(self) -> Engine:
+        if self.stop_drift and not self.drift_every:
+            raise ValueError(
+                f"stop_drift = {self.stop_drift:g} needs the drift on the way, and drift_every = 0 measures it only at "
+                "the end; give drift_every, for example 10"
+            )
+        return self
 
 
 class Eval(Frozen):

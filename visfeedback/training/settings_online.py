@@ -38,9 +38,9 @@ class Rollout(Frozen):
     shared_noise: bool = False
     """images of a prompt begin with the same noise and differ by the noise of their steps"""
     every: int = Field(default=0, ge=0)
-    """optimizer steps that learn from a round; 0 = as many as `epochs` passes over it take"""
+    """optimizer steps that learn from a round; 0 = as many as `epochs` passes over what it teaches take"""
     epochs: int = Field(default=1, ge=1)
-    """passes over a round before the next one"""
+    """passes over a round before the next one; raft, and rwr with `sparse`, pass over the images that they keep"""
     times: tuple[float, float] = (0.0, 1.0)
     """part of the schedule whose steps are learned (methods that learn from paths); 1 = pure noise"""
     train_steps: int = Field(default=0, ge=0)
@@ -50,7 +50,7 @@ class Rollout(Frozen):
     half: bool = False
     """keep paths in fp16: half the memory; log-probabilities are those of the rounded path"""
     overlap: Literal["auto", "on", "off"] = "auto"
-    """score images while the next ones are drawn; auto = where drawing is not on the CPU"""
+    """score images while the next ones are drawn; auto = where drawing is not on the CPU, or a reward is a server"""
 
     @field_validator("times", "random_times")
     @classmethod

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from visfeedback.sampling.generate import derive_seed
 from visfeedback.sampling.render import evaluating
-from visfeedback.sampling.rollout import Walk, latent_shape, roll
+from visfeedback.sampling.rollout import Walk, roll
 from visfeedback.training import looks
-from visfeedback.training.rounds import Texts, at
+from visfeedback.training.rounds import at
 from visfeedback.training.settings import TrainSettings
+from visfeedback.training.texts import Texts
 from visfeedback.types.batches import Condition, PromptBatch
 from visfeedback.types.records import Prompt
 
@@ -164,5 +165,5 @@ def drawn_probe(
     without = texts([p.negative for p in ordered]) if walk.guidance > 1 else None
     seeds = [derive_seed(seed, f"{prompt.id} look", 1) for prompt in ordered]
     with torch.no_grad(), evaluating(backbone.pipe), autocast(), backbone.weights("reference"):
-        paths = roll(backbone, condition, without, seeds, latent_shape(backbone), walk, memory=False)
+        paths = roll(backbone, condition, without, seeds, backbone.latent_shape, walk, memory=False)
     return paths.images, condition, max(1, looks.PROBE // len(ordered))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,9 @@ from visfeedback.plugins import InputError
 from visfeedback.sampling.generate import derive_seed
 from visfeedback.training.optimizer import learning_rate
 from visfeedback.training.policy import Average
+from visfeedback.training.scorer import Unscored
 from visfeedback.training.settings import TrainSettings
+from visfeedback.training.together import agreed, gather_over
 from visfeedback.types.protocols import Context
 
 
@@ -55,26 +58,52 @@ class Stepper:
     average: Average | None = None
     reward: Any = None  # for methods that ask it themselves
     watch: Any = None  # the same, of the one that is only logged
+    torn: bool = False  # a failure has left the weights between two steps
 
     def step(self, step: int, stop: Callable[[], bool]) -> tuple[dict[str, float], bool]:
         """Optimizer step ``step`` (0 = first); metrics averaged over processes, and whether any process must stop.
 
         Raises NotFinite before anything changed when the loss or, without a loss scaler, the gradient is no number.
         """
-        started, optim = time.perf_counter(), self.settings.optim
+        started, before = time.perf_counter(), dict(self.state)  # its values are replaced, never changed
+        try:
+            metrics, stopping = self._gradient(step, stop)
+        except Exception:
+            self.optimizer.zero_grad()
+            self.state.clear()
+            self.state.update(before)  # a new round is drawn, and weighed, again when the run goes on
+            raise
+        rate = self._learn(step)
+        return metrics | {"lr": rate, "step_seconds": time.perf_counter() - started}, stopping
+
+    def _gradient(self, step: int, stop: Callable[[], bool]) -> tuple[dict[str, float], bool]:
         rows = [self.backward(step, micro) for micro in range(self.batches.calls)]
         metrics, stopping = self._mean(rows, stop())
         metrics |= self.state.get("metrics", {})
         metrics["grad_norm"] = self._clip()
         self._check(metrics)
-        rate = learning_rate(optim, step)
+        if step == 0 and metrics["grad_norm"] == 0 and self._asks:
+            self._nothing(metrics["loss"])
+        return metrics, stopping
+
+    def _learn(self, step: int) -> float:
+        """Change the weights; the learning rate."""
+        self.torn = True
+        rate = learning_rate(self.settings.optim, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None and (step + 1) % self.settings.engine.ema.every == 0:
             self.average.update(self.backbone.named_parameters())
-        return metrics | {"lr": rate, "step_seconds": time.perf_counter() - started}, stopping
+        self.torn = False
+        return rate
+
+    @property
+    def _asks(self) -> bool:
+        """Whether the loss asks the reward."""
+        method: Any = self.settings.method
+        return method.eats == "prompts"
 
     def backward(self, step: int, micro: int) -> dict[str, float]:
         """Add the gradient of network call ``micro`` of a step, as its share of the step; its metrics."""
@@ -83,10 +112,16 @@ class Stepper:
         batch = self.batches.batch(step, micro, rank).to(self.backbone.device)
         alone = contextlib.nullcontext() if last else self.accelerator.no_sync(self.loss)
         with alone:
-            loss, metrics = self.loss(batch, self.context(step, rank, micro))
+            loss, metrics = self._asked(batch, self.context(step, rank, micro))
             loss = loss * getattr(batch, "share", 1.0)
             self.accelerator.backward(loss / calls)
         return {"loss": loss.item(), **metrics}
+
+    def _asked(self, batch: Any, ctx: Context) -> tuple[Tensor, dict[str, float]]:
+        """The loss; where a reward may fail in it, all processes hear of that before they share gradients."""
+        if not self._asks or self.accelerator.num_processes == 1:
+            return self.loss(batch, ctx)
+        return agreed(lambda: self.loss(batch, ctx), gather_over(self.accelerator))
 
     def context(self, step: int, rank: int, micro: int = 0) -> Context:
         """What the method is handed: its random numbers follow from the network call."""
@@ -118,5 +153,18 @@ class Stepper:
         scaled = self.accelerator.scaler is not None  # a loss scaler skips infinite gradients by itself
         wrong = "loss" if not math.isfinite(metrics["loss"]) else "grad_norm"
         if not math.isfinite(metrics["loss"]) or not (scaled or math.isfinite(metrics["grad_norm"])):
-            self.optimizer.zero_grad()
             raise NotFinite(f"{wrong} is {metrics[wrong]}")
+
+    def _nothing(self, loss: float) -> None:
+        """No image of the first step has a gradient: an error, unless the method finds them all good enough."""
+        name = self.settings.reward.name
+        if loss == 0:
+            warnings.warn(
+                f"the first step teaches nothing: to the method every image is good enough, as {name} scores it",
+                stacklevel=2,
+            )
+            return
+        raise Unscored(
+            f"the gradient of the first step is 0: {name} does not depend on the image for these prompts, so nothing "
+            "can be learned from it; choose another --reward.name"
+        )

@@ -111,8 +111,20 @@ def _native(worker: tables.Worker, images: Sequence[Picture], scorer: Scorer | N
         some = [by_key[key] for key in keys]
         return {"scores": scorer([_open(image) for image in some], [image.prompt for image in some])}
 
-    rows = worker.table("scores", list(by_key), compute, SCORED_AT_ONCE, True, "scoring images")
+    rows = worker.table(
+        "scores", list(by_key), compute, SCORED_AT_ONCE, True, "scoring images", of={"judges": _judges(scorer)}
+    )
     return rows.rows([text_id(image.prompt, image.image) for image in images])["scores"]
+
+
+def _judges(scorer: Scorer) -> list[dict[str, Any]]:
+    """What decides each column of the scores: as the reward was asked for, and what was found under that name."""
+    asked = [(scorer.choice.name, scorer.reward), (scorer.choice.watch, scorer.watched)]
+    return [
+        {"reward": name, "preprocessing": reward.preprocessing, "origin": reward.origin.model_dump(mode="json")}
+        for name, reward in asked
+        if reward is not None
+    ]
 
 
 def _open(image: Picture) -> Image.Image:

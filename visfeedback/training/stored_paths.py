@@ -21,9 +21,10 @@ from visfeedback.sampling.samples import read_samples
 from visfeedback.sampling.trajectories import read_trajectory, stack, trajectory_file
 from visfeedback.training import looks, tables
 from visfeedback.training.paths import PathBatches, check_groups
-from visfeedback.training.rounds import Drawn, Texts
+from visfeedback.training.rounds import Drawn
 from visfeedback.training.settings import Data
 from visfeedback.training.sources import Feed
+from visfeedback.training.texts import Texts
 from visfeedback.types.batches import Condition
 from visfeedback.types.records import Frozen, Preference, Prompt
 
@@ -117,8 +118,14 @@ def open_paths(
     if settings.rollout.per_prompt != count:
         raise InputError(f"prompts have {count} images here; give --rollout.per-prompt {count}")
     groups = len(records) // count
-    mine = [records[g * count + k] for g in range(worker.rank, groups - groups % worker.ranks, worker.ranks)
-            for k in range(count)]  # fmt: skip
+    if groups < worker.ranks:
+        raise InputError(
+            f"images of {groups} prompts were compared, which is too few for {worker.ranks} processes; collect more "
+            f"votes, or start {groups} at most: accelerate launch --num_processes {groups} ..."
+        )
+    over = groups % worker.ranks  # every process takes as many
+    records = records[: (groups - over) * count]
+    mine = [records[g * count + k] for g in range(worker.rank, groups - over, worker.ranks) for k in range(count)]
     read = [read_trajectory(Path(record.folder), record.id) for record in mine]
     if len({walk for _, walk in read}) > 1:
         raise InputError("these paths were drawn in different ways; learn from each kind by itself")
@@ -128,7 +135,8 @@ def open_paths(
     check_groups(settings)
     batches = PathBatches(PathFolder(drawn), settings, worker.backbone.process, walk, gather)
     texts = list(dict.fromkeys(record.prompt.text for record in records))
-    learned = f"{len(records)} images of {groups} prompts that people compared"
+    learned = f"{len(records)} images of {groups - over} prompts that people compared"
+    learned += f" (of {groups}: every one of {worker.ranks} processes takes as many)" if over else ""
 
     def probe() -> tuple[Tensor, Condition, int]:
         rows = [k * count for k in range(len(mine) // count)][: looks.PROBE]

@@ -42,9 +42,11 @@ class Worker:
     ranks: int = 1
 
     def table(
-        self, name: str, keys: Sequence[str], compute: Compute, chunk: int, on: bool, words: str, pad: bool = True
-    ) -> Rows:
-        """Rows of ``keys``; ``words`` is what people see while the table fills."""
+        self, name: str, keys: Sequence[str], compute: Compute, chunk: int, on: bool, words: str, pad: bool = True,
+        of: Mapping[str, Any] | None = None,
+    ) -> Rows:  # fmt: skip
+        """Rows of ``keys``; ``words`` is what people see while the table fills, ``of`` what rows follow from besides
+        the network and the settings."""
 
         def undisturbed(some: Sequence[str]) -> dict[str, Tensor]:
             with evaluating(self.backbone.pipe):
@@ -52,12 +54,12 @@ class Worker:
 
         if not on:
             return Live(undisturbed)
-        folder = self.folder / f"{name}-{self._depends_on(name)}"
+        folder = self.folder / f"{name}-{self._depends_on(name, of)}"
         fill(folder, keys, undisturbed, chunk, (self.progress, words), self.rank, self.ranks, pad)
         self.barrier()
         return Stored(folder, keys, chunk)
 
-    def _depends_on(self, name: str) -> str:
+    def _depends_on(self, name: str, of: Mapping[str, Any] | None = None) -> str:
         """Digest of everything a row of this table follows from, besides its key."""
         model, data, engine = self.settings.model, self.settings.data, self.settings.engine
         parts: dict[str, Any] = {
@@ -72,7 +74,7 @@ class Worker:
                       "of": model.reference,
                       "drop": data.prompt_drop, "flip": data.flip, "group": data.group, "times": data.times,
                       "precision": engine.mixed_precision, "batch": self.settings.optim.batch_size}  # fmt: skip
-        return digest(parts)
+        return digest(parts | dict(of or {}))
 
 
 def resolution(settings: TrainSettings, backbone: Any) -> int:

@@ -89,6 +89,7 @@ class Scored(_Tensors):
     t: Tensor  # (B,) in (0, 1]
     unconditional: Condition | None = None  # (B) of the negative prompts, where guidance is part of the loss
     real: Scored | None = None  # as many images of `data.real`: what the model should go on being able to draw
+    share: float = 1.0  # images learned by this process over the mean of all processes; 0 = a round without any
 
 
 @dataclass(frozen=True)

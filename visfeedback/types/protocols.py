@@ -23,6 +23,9 @@ Weights = Literal["policy", "reference", "old"]
 class Process(Protocol):
     """A noising process: pure functions of tensors. ``t`` is (B,) in [0, 1], 1 = pure noise."""
 
+    sampler: ClassVar[str]
+    """class name of the diffusers scheduler whose step ``step`` is; goes into ``Sample.sampler``"""
+
     def sample_t(self, count: int, generator: torch.Generator) -> Tensor:
         """(count,) training times, drawn as this family is trained."""
         ...
@@ -51,6 +54,11 @@ class Backbone(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of the images that the network was made for."""
+        ...
 
     def encode_text(self, prompts: Sequence[str]) -> Condition: ...
 
@@ -95,9 +103,12 @@ class Method(Protocol):
 
     What it may have besides, and what follows: ``reference(backbone, batch)`` (pairs: constants worth caching);
     ``weigh(scores (N,), group (N,), prompts, state) -> (N,)`` (scored, rollouts: called once for a whole set of scored
-    images, before any batch of it; the result is ``batch.weight``, what it puts into ``state["metrics"]`` is logged);
+    images, before any batch of it; the result is ``batch.weight``, what it puts into ``state["metrics"]`` is logged; it
+    raises ``methods._weights.NothingToLearn`` when these scores prefer no image); ``compares`` (False: equal scores
+    teach something, too); ``kept_share(per_prompt)`` (scored: share of a round's images that `weigh` gives a weight);
     ``reads_reference`` (rollouts: batches bring ``reference_log_prob``); ``whole_groups`` (batches hold all images of
-    a prompt); ``least_group`` (so many images of a prompt at least); ``needs_gradient`` (of the reward).
+    a prompt); ``least_group`` (so many images of a prompt at least); ``needs_all`` (rollouts: paths of weight 0, too,
+    which are left out otherwise); ``needs_gradient`` (of the reward).
     """
 
     eats: ClassVar[Literal["pairs", "scored", "rollouts", "prompts"]]
@@ -112,6 +123,14 @@ class Reward(Protocol):
 
     Work is split so that nothing is done twice: ``preprocess`` once per image and ``preprocessing``, ``encode_images``
     once per image and ``encoder``, ``encode_texts`` once per prompt, and ``combine`` for every pair.
+
+    A reward whose answers come from elsewhere says so by its ``origin``: no ``checkpoint_sha256``, and either an
+    address in ``model`` (`http://...`) or an empty ``dtype``, for nothing is computed here. Training then waits for
+    answers: when it raises, it is asked again.
+
+    What it may have besides: ``failures``, (image row, prompt column) of the last ``combine`` -> why there is no score,
+    which is then NaN; ``unfit(prompt) -> str``, why no image of this prompt can have a score, empty when it can, so
+    that training need not draw any; ``pairs_at_once``, so many pairs of one ``combine`` in a scoring run.
     """
 
     name: str
