@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from tabs_session import Noise
 from visfeedback import store
 from visfeedback.app import board_rounds as rounds
 from visfeedback.app.board_sessions import Sessions
+from visfeedback.app.board_wiring import spoken
 from visfeedback.app.context import Context
 from visfeedback.app.data_view import overview
 from visfeedback.app.train_pairs import count
@@ -208,6 +210,47 @@ def test_the_tab_is_shown_where_somebody_draws(context: Context, engines: dict[s
 def test_large_images_are_made_smaller_for_the_page_only() -> None:
     assert rounds.uri(Image.new("RGB", (64, 64))).startswith("data:image/png")
     assert rounds.uri(Image.new("RGB", (2000, 900))).startswith("data:image/jpeg")
+
+
+def test_what_is_said_is_shown_at_once() -> None:
+    """A sentence is there while the work goes on: the work waits until it was read. The result comes last, and an error
+    comes out as it was."""
+    read = threading.Event()
+
+    def work(said: Any) -> str:
+        said("one")
+        assert read.wait(10)
+        said("two")
+        return "done"
+
+    seen = spoken(work, str.upper)
+    assert next(seen) == "ONE"
+    read.set()
+    assert list(seen) == ["TWO", "done"]
+
+    def fails(said: Any) -> None:
+        raise InputError("no")
+
+    with pytest.raises(InputError, match="no"):
+        list(spoken(fails, str.upper))
+
+
+def test_engines_tell_how_it_goes_and_where_they_are(context: Context) -> None:
+    """The page's listener reaches the engine in the first round and in the next ones; a past round has its number."""
+    heard: list[str] = []
+    drawn = engine(context).draw
+
+    def telling(ask: Any, said: Any) -> Any:
+        said(f"round {ask.number} after {[past.number for past in ask.past]}")
+        return drawn(ask, said)
+
+    engine(context).draw = telling  # type: ignore[method-assign]
+    values = {"prompt": "a hat", "images": 3, "seed": 1, "strength": 0.5, "engine": "noise"}
+    session = rounds.begin(context, ADA, heard.append, **values)
+    rounds.follow(context, ADA, session.id, 0, [0, 0, 0], heard.append)
+    rounds.follow(context, ADA, session.id, 1, [0, 0, 0], heard.append)
+    rounds.follow(context, ADA, session.id, 0, [0, 0, 0], heard.append)
+    assert heard == ["round 0 after []", "round 1 after [0]", "round 2 after [0, 1]", "round 3 after [0]"]
 
 
 @pytest.mark.slow

@@ -80,7 +80,8 @@ def page(*pieces: str) -> str:
 
 
 def say(text: str, tone: str = "plain") -> str:
-    """A sentence in a box; ``tone`` good, bad or plain. Read out by screen readers when it changes."""
+    """A sentence in a box; ``tone`` good, bad, plain, or busy for what still goes on. Read out by screen readers when
+    it changes."""
     return f'<p class="say {escape(tone)}" role="status">{escape(text)}</p>' if text else ""
 
 

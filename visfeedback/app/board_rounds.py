@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shlex
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -19,12 +20,14 @@ from visfeedback.app.board_sessions import Sessions, wish
 from visfeedback.app.context import Context
 from visfeedback.app.rounds import Round, Rounds, Session
 from visfeedback.plugins import InputError
+from visfeedback.types.records import Sample
 
 SIDE = 1024
 """pixels of the longer side on the page; the store keeps the whole image"""
 LOSSLESS = 256
 """images up to this side (px) are sent as they are"""
 NONE = "No session yet: say what to draw, and begin."
+LEARNED = "A LoRA that learned from this session drew these images, a folder for --adapter and for stock diffusers:"
 KEYS = "Keys: 1 to 9 like, Shift with 1 to 9 dislike, n next round."
 
 GRID = """
@@ -80,6 +83,10 @@ STYLE = """<style>
   background: #0b6b5b; border: 0; border-radius: .6rem; cursor: pointer; position: sticky; bottom: .5rem; }
 .vf-page .next:disabled { opacity: .6; cursor: wait; }
 .vf-round kbd { font: .8em ui-monospace, monospace; opacity: .75; }
+.vf-page .learned { margin-top: 1.2rem; }
+#rounds-said:has(.busy) { min-height: 5rem; }
+#rounds-said .busy { position: fixed; left: 1rem; right: 1rem; bottom: .5rem; z-index: 20; margin: 0;
+  text-align: center; box-shadow: 0 0 1rem #0003; }
 @media (max-width: 40rem) { .vf-page kbd { display: none; } }
 </style>"""
 NEXT = '<button type="button" class="next">Next round <kbd>n</kbd></button>'
@@ -114,7 +121,10 @@ def mark(context: Context, judge: str, session: str, number: Any, place: Any, va
     return standing(sessions(context).mark(judge, session, number, place, value), number)
 
 
-def follow(context: Context, judge: str, session: str, number: Any, marks: Any) -> Session:
+def follow(
+    context: Context, judge: str, session: str, number: Any, marks: Any,
+    said: Callable[[str], None] = lambda text: None,
+) -> Session:  # fmt: skip
     """The next round. ``marks``: those on the screen, for one that was just set may still be on its way."""
     if not isinstance(number, int) or not isinstance(marks, list) or not all(isinstance(one, int) for one in marks):
         raise InputError("the next round needs the number of this one and a mark for each of its images")
@@ -125,7 +135,7 @@ def follow(context: Context, judge: str, session: str, number: Any, marks: Any) 
     for place, value in enumerate(marks):
         if value != before[place]:
             found.mark(judge, session, number, place, value)
-    return found.next(judge, session, number)
+    return found.next(judge, session, number, said)
 
 
 def standing(session: Session, number: int) -> str:
@@ -145,7 +155,17 @@ def grid(context: Context, session: Session, number: int) -> str:
     found, samples = session.at(number), sessions(context).samples(session, number)
     items = [_item(place, Path(sample.path), sample.prompt, found) for place, sample in enumerate(samples)]
     blur = ' class="vf-blur"' if context.settings.blur else ""
-    return html.page(f'<div{blur}><ol class="vf-round">{"".join(items)}</ol></div>', NEXT)
+    learned = _learned(context.model, samples[0]) if samples else ""
+    return html.page(f'<div{blur}><ol class="vf-round">{"".join(items)}</ol></div>', NEXT, learned)
+
+
+def _learned(model: str, sample: Sample) -> str:
+    """Where the LoRA is that drew a round, and how to use it elsewhere; empty where the model drew by itself."""
+    if not sample.adapter:
+        return ""
+    command = ("visfeedback", "generate", "--model", model, "--adapter", sample.adapter, "--prompts", sample.prompt)
+    code = html.code(f"{shlex.join(command)} --per-prompt 4 --seed 0 --out DIR")
+    return f'<div class="learned">{html.words(LEARNED)}{code}</div>'
 
 
 def _item(place: int, path: Path, prompt: str, found: Round) -> str:

@@ -119,7 +119,7 @@ class Sessions:
             if after >= 0:
                 session = self.find(session.judge, session.id)
             number = len(session.rounds)
-            past = tuple(Past(tuple(self.samples(session, r.number)), r.marks) for r in session.way(after))
+            past = tuple(Past(tuple(self.samples(session, r.number)), r.marks, r.number) for r in session.way(after))
             ask = Ask(session.wish, session.prompt, session.id, number, past)
             samples = self._engine(session.wish).draw(ask, said)
             self._keep(session, number, after, samples)

@@ -1,8 +1,8 @@
 """Sessions in rounds: images are drawn, somebody likes and dislikes, the next round follows.
 
-What lives here: the protocol of whoever draws (``Engine``: FABRIC today; an engine that trains between rounds, as D3PO
-does, has the same face and takes longer), and what a session is. Sessions live in the store alone and are append-only
-(``board_sessions``):
+What lives here: the protocol of whoever draws (``Engine``: FABRIC; D3PO, which trains between rounds, has the same face
+and takes longer), and what a session is. Sessions live in the store alone and are append-only (``board_sessions``); an
+engine may keep more, but no marks:
 
 - a round that was drawn is a record of kind ``text`` and criterion ``rounds``: the images in their order, the round it
   follows, and in ``extra`` the session, the number and what was asked for;
@@ -42,7 +42,7 @@ class Wish(Frozen):
     seed: int = Field(default=0, ge=0, lt=2**53)
     """all images follow from it"""
     strength: float = Field(default=0.5, ge=0, le=1)
-    """how much liked and disliked images act; engines that learn may take it as how fast"""
+    """how much liked and disliked images act; for engines that learn, how fast"""
     engine: str = "fabric"
     """who draws"""
 
@@ -60,6 +60,8 @@ class Past:
     """with the paths of their images"""
     marks: tuple[int, ...]
     """1 liked, -1 disliked, 0 neither; as long as samples"""
+    number: int
+    """of the round in its session"""
 
     def paths(self, mark: int) -> list[Path]:
         """Images with this mark."""
@@ -91,7 +93,7 @@ class Engine(Protocol):
     """Draws rounds. May be called from any thread; calls wait for their turn at the device."""
 
     title: str
-    """for people: `FABRIC: likes steer at once, nothing is trained`"""
+    """for people: a few words, `FABRIC: steers at once`"""
 
     def draw(self, ask: Ask, said: Callable[[str], None]) -> list[Sample]:
         """``ask.wish.images`` new samples, kept in the store, path and all; ``said`` is told how it goes.

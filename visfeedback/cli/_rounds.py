@@ -1,12 +1,13 @@
-"""Who draws the rounds of the app's Rounds tab: FABRIC on the model of `visfeedback collect`.
+"""Who draws the rounds of the app's Rounds tab, on the model of `visfeedback collect`: FABRIC; D3PO has its own file.
 
-An engine that learns between rounds goes beside ``Fabric`` with the same ``draw``: ``ask.past`` holds the images and
-marks of all rounds so far, and ``said`` tells people how the training goes. Then name it in ``rounds``.
+Another engine goes beside them with the same ``draw``: ``ask.past`` holds the images and marks of all rounds so far,
+and ``said`` tells people how it goes. Then name it in ``rounds``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +31,23 @@ class Handed:
 
 
 def rounds(painter: Painter) -> Handed:
-    """Engines on the pipeline of live drawing, whose lock they share. Empty where the pipeline has no attention that
-    FABRIC knows: the tab is then not shown."""
+    """Engines on the model of live drawing, whose lock they share; an engine that cannot draw with it is left out, and
+    where none can, the tab is not shown."""
+    from visfeedback.cli._rounds_d3po import D3PORounds
     from visfeedback.plugins import InputError
 
-    try:
-        return Handed({"fabric": Fabric(painter)})
-    except InputError:
-        return Handed({})
+    engines: dict[str, Engine] = {}
+    for name, engine in (("fabric", Fabric), ("d3po", D3PORounds)):
+        with suppress(InputError):
+            engines[name] = engine(painter)
+    return Handed(engines)
 
 
 class Fabric:
-    """Liked and disliked images act through self-attention; their keys and values are kept from round to round."""
+    """Liked and disliked images act through self-attention, so nothing is trained; their keys and values are kept from
+    round to round."""
 
-    title = "FABRIC: likes and dislikes steer the next round at once; nothing is trained"
+    title = "FABRIC: steers at once"
 
     def __init__(self, painter: Painter) -> None:
         self.painter = painter
@@ -56,7 +60,7 @@ class Fabric:
         count, painter = ask.wish.images, self.painter
         seeds = [derive_seed(ask.wish.seed, ask.prompt.id, 1000 * ask.number + place) for place in range(count)]
         liked, disliked = read_references(ask.liked), read_references(ask.disliked)
-        said(f"drawing {count} images along {len(liked)} liked and {len(disliked)} disliked ones")
+        said(f"Drawing {count} images along {len(liked)} liked and {len(disliked)} disliked ones.")
         with painter.device:  # one at a time: the session's processors sit on the shared network
             session = self._session_of(ask.wish.strength)
             session.liked[:], session.disliked[:] = liked, disliked

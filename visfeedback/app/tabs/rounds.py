@@ -49,7 +49,7 @@ def _form(context: Context) -> dict[str, Any]:
         }  # fmt: skip
         fields["engine"] = gr.Dropdown(
             [(engine.title, name) for name, engine in engines.items()], value=next(iter(engines)), label="How",
-            visible=len(engines) > 1, elem_id="rounds-engine", min_width=180,
+            visible=len(engines) > 1, elem_id="rounds-engine", min_width=290,
         )  # fmt: skip
         fields["go"] = gr.Button(
             "Begin", variant="primary", elem_id="rounds-start", elem_classes="vf-go", min_width=110
@@ -68,13 +68,13 @@ def _wire(context: Context, form: dict[str, Any], chosen: Any, rounds: Any, said
             gr.update(choices=actions.history(session), value=number), gr.update(choices=known, value=session.id),
         ]  # fmt: skip
 
-    def started(judge: str, prompt: str, count: Any, strength: Any, seed: Any, engine: str) -> list[Any]:
+    def started(say: Any, judge: str, prompt: str, count: Any, strength: Any, seed: Any, engine: str) -> list[Any]:
         values = {"prompt": prompt, "images": count, "strength": strength, "seed": seed, "engine": engine}
-        session = actions.begin(context, judge, lambda text: None, **values)
+        session = actions.begin(context, judge, say, **values)
         return view(judge, session, 0)
 
-    def next_round(judge: str, event: gr.EventData, session: str, number: Any) -> list[Any]:
-        drawn = actions.follow(context, judge, session, number, _told(event).get("marks"))
+    def next_round(say: Any, judge: str, event: gr.EventData, session: str, number: Any) -> list[Any]:
+        drawn = actions.follow(context, judge, session, number, _told(event).get("marks"), say)
         return view(judge, drawn, drawn.rounds[-1].number)
 
     def opened(judge: str, session: str) -> list[Any]:
@@ -98,10 +98,11 @@ def _wire(context: Context, form: dict[str, Any], chosen: Any, rounds: Any, said
 
     fields = [form[name] for name in ("prompt", "images", "strength", "seed", "engine")]
     for event in (form["go"].click, form["prompt"].submit):
-        wires.on(event, started, fields, shown, said, busy=True, judge=True)
+        wires.on(event, started, fields, shown, said, busy=True, tells=True, judge=True)
     wires.on(
-        images.next, next_round, [chosen, rounds], shown, said, busy=True, judge=True, event_data=True, line="marks"
-    )
+        images.next, next_round, [chosen, rounds], shown, said, busy=True, tells=True, judge=True, event_data=True,
+        line="marks",
+    )  # fmt: skip
     wires.on(chosen.input, opened, [chosen], shown, said, judge=True)
     wires.on(rounds.input, back, [chosen, rounds], shown, said, judge=True)
     wires.on(
