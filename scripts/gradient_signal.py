@@ -63,10 +63,13 @@ def ask(preset: Path, flags: list[str], rounds: int, console: Console) -> dict[s
         settings = train._parse(preset, [*flags, "--out", folder])[0]
         setup, began = prepare(settings, Run(Path(folder)), False, console.progress), time.perf_counter()
         per_round = getattr(setup.stepper.batches, "per_round", 0) or 1
-        gradients = torch.stack([gradient(setup, number * per_round) for number in range(rounds)])
-        images = setup.source.counts(rounds * per_round)["images_seen"] / rounds
+        found, images = [], 0.0
+        for step in range(0, rounds * per_round, per_round):
+            found.append(gradient(setup, step))
+            images += setup.source.counts(step + 1)["images_seen"] - setup.source.counts(step)["images_seen"]
+        gradients = torch.stack(found)
     return {
-        "preset": str(preset), "flags": flags, "rounds": rounds, "images": images, "steps_apart": per_round,
+        "preset": str(preset), "flags": flags, "rounds": rounds, "images": images / rounds, "steps_apart": per_round,
         **shares(gradients), "seconds": time.perf_counter() - began,
     }  # fmt: skip
 

@@ -197,7 +197,7 @@ def test_scores_are_kept_as_they_come(finished, tmp_path, monkeypatch):
 
 
 def test_judges_are_where_the_engine_is(tiny_sd, tmp_path, monkeypatch):
-    """Both of them, as the other rewards of a training are."""
+    """Both of them while they judge, as the other rewards of a training are; before, the CPU says whether they can."""
     seen = []
 
     def load(name, device="cpu", dtype="fp32"):
@@ -211,7 +211,12 @@ def test_judges_are_where_the_engine_is(tiny_sd, tmp_path, monkeypatch):
     monkeypatch.setattr(dreamsync, "claim", lambda *_: (_ for _ in ()).throw(InputError("far enough")))
     with pytest.raises(InputError, match="far enough"):
         run(settings(tiny_sd), tmp_path / "out", False)
-    assert seen[2:] == [("shapes_verifier", "meta:3"), ("shapes_clip", "meta:3")]
+    assert seen[2:] == [("shapes_verifier", "cpu"), ("shapes_clip", "cpu")]
+    monkeypatch.setattr(dreamsync._tuning, "drawn", lambda *_: (_ for _ in ()).throw(InputError("far enough")))
+    program = dreamsync.Program(settings(tiny_sd), tmp_path / "out", silent, [Prompt.of("a red circle")])
+    with pytest.raises(InputError, match="far enough"):
+        program.judge(1)
+    assert seen[4:] == [("shapes_verifier", "meta:3"), ("shapes_clip", "meta:3")]
 
 
 def test_the_base_images_of_a_round_are_whole_or_absent(tiny_sd, finished, tmp_path, monkeypatch):

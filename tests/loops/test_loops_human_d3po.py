@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 
 from visfeedback import store
 from visfeedback.config import build, merge, read_toml
 from visfeedback.loops import human_d3po
+from visfeedback.loops._journal import claim
 from visfeedback.loops.human_d3po import Settings, run
 from visfeedback.plugins import InputError
 from visfeedback.sampling.samples import read_samples
@@ -68,6 +70,20 @@ def test_the_reference_is_the_model_of_the_start(finished):
     first = [json.loads((finished / f"round-{n}/train/metrics.jsonl").read_text().splitlines()[0]) for n in range(2)]
     assert first[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
     assert first[0]["log_ratio"] < 1e-5 < first[1]["log_ratio"]
+
+
+def test_knobs_that_are_newer_than_the_folder_have_their_defaults(tmp_path):
+    """config.toml of a version that did not know `rollout.random_times`: the same settings; another value is named."""
+    out = tmp_path / "out"
+    claim(out, toy(), False)
+    file = out / "config.toml"
+    table = read_toml(file)
+    del table["rollout"]["random_times"], table["method"]["even_steps"]
+    file.write_text(tomli_w.dumps(table))
+    claim(out, toy(), True)
+    rollout = toy().rollout.model_copy(update={"random_times": (0.1, 1.0)})
+    with pytest.raises(InputError, match="random_times = "):
+        claim(out, toy().model_copy(update={"rollout": rollout}), True)
 
 
 def test_a_finished_program_resumes_to_itself(finished):

@@ -18,6 +18,7 @@ from visfeedback.loops.lee_rwr import Settings, run
 from visfeedback.plugins import InputError
 from visfeedback.shapes import prompts as shapes_prompts
 from visfeedback.shapes import verifier
+from visfeedback.types.protocols import silent
 from visfeedback.types.records import Feedback, Prompt, Sample
 
 PRESET = Path(__file__).parents[2] / "configs" / "loops" / "lee_rwr_shapes.toml"
@@ -134,6 +135,8 @@ def test_people_label_in_a_store_and_nothing_is_drawn(tiny_sd, tmp_path):
     assert again["labels"] == summary["labels"] and again["reward"] == summary["reward"]
     after = [json.loads(line)["image"] for line in (tmp_path / "out/scored.jsonl").read_text().splitlines()]
     assert len(after) == 8 and after == before, "what people say after the labels were read is for another run"
+    (tmp_path / "out/labels.jsonl").unlink()  # as in folders of before
+    assert len(lee_rwr.Program(chosen, tmp_path / "out", silent).labels()) == 9
 
 
 def label_one_more(url: str, folder: Path) -> None:

@@ -48,6 +48,22 @@ def test_a_gradient_of_nothing_is_refused(script):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("preset", "more"), [
+    ("raft", ("--method.best", "1", "--rollout.every", "5", "--optim.batch-size", "2")),
+    ("refl", ("--optim.batch-size", "2")),
+])  # fmt: skip
+def test_images_are_those_of_one_step(script, tiny_sd, monkeypatch, tmp_path, preset, more):
+    """Two images a step, however many steps a round is learned from."""
+    reward = "compressibility" if preset == "raft" else "shapes_clip"
+    flags = ["--model.id", str(tiny_sd), "--rollout.prompts-per-round", "2", "--rollout.per-prompt", "2",
+             "--rollout.steps", "2", "--lora.rank", "2", "--reward.name", reward, "--reward.watch", "",
+             *more] if preset == "raft" else [
+             "--model.id", str(tiny_sd), "--rollout.steps", "2", "--lora.rank", "2", *more]  # fmt: skip
+    found = script.ask(ROOT / f"configs/{preset}/shapes_sd.toml", flags, 3, script.Console())
+    assert found["images"] == 2
+
+
+@pytest.mark.slow
 def test_rounds_of_a_method_are_compared_and_nothing_is_learned(script, tiny_sd, tmp_path, monkeypatch, capsys):
     """DDPO, 3 gradients of half a round of 4 images: each from a round of its own, by the same weights. Too few are
     refused in a line."""

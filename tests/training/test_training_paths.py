@@ -16,6 +16,7 @@ from visfeedback.loops._path_drawing import Artist, draw_groups
 from visfeedback.plugins import InputError
 from visfeedback.sampling.rollout import Walk
 from visfeedback.training.fit import fit
+from visfeedback.training.openers import check
 from visfeedback.training.paths import check_rounds, learned_steps
 from visfeedback.training.run import Run
 from visfeedback.training.setup import prepare
@@ -165,3 +166,11 @@ def test_processes_take_as_many_prompts_each(online, stored, tmp_path):
         assert feed.prompts == ["a", "bb"]
     with pytest.raises(InputError, match=r"3 prompts were compared, which is too few for 4 processes; .*processes 3"):
         open_paths(replace(one, ranks=4), records, lambda value: value)
+
+
+def test_reward_gradients_take_all_steps_alike(online, tmp_path):
+    """refl and draft know `rollout.eta` alone: a part of the schedule is refused, not ignored."""
+    for name in ("refl", "draft"):
+        settings = online(name, rollout={"random_times": [0.5, 1.0]})
+        with pytest.raises(InputError, match=f"rollout.random_times: {name} takes all of its steps by rollout.eta"):
+            check(settings)

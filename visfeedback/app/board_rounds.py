@@ -39,8 +39,17 @@ const next = () => {
     return button?.getAttribute('aria-pressed') === 'true';
   };
   const marks = Array.from({ length: count }, (_, place) => pressed(place, 1) ? 1 : pressed(place, -1) ? -1 : 0);
-  element.querySelector('.next').disabled = true;
+  const button = element.querySelector('.next');
+  button.disabled = true;
   trigger('next', { marks });
+  // Where nothing came of it, after an error or a request that was lost, it can be pressed again.
+  const look = setInterval(() => {
+    if (!button.isConnected) clearInterval(look);
+    else if (!document.querySelector('#rounds-said .busy')) {
+      button.disabled = false;
+      clearInterval(look);
+    }
+  }, 4000);
 };
 const press = (place, mark) => {
   const [up, down] = [1, -1].map((m) => element.querySelector(`[data-place="${place}"][data-mark="${m}"]`));

@@ -88,6 +88,10 @@ def claim(out: Path, settings: BaseModel, resume: bool, may_change: Collection[s
         raise InputError(f"{out} is not empty; add --resume to go on with it, or give another --out")
     elif not file.is_file():
         raise InputError(f"{out} holds no loop to go on with (no config.toml); give another --out")
-    elif found := first_difference(config.read_toml(file), tomllib.loads(text), may_change):
+    # Built again, so that knobs that are newer than the folder have their defaults.
+    elif found := first_difference(
+        tomllib.loads(config.to_toml(config.build(type(settings), config.read_toml(file), str(file)))),
+        tomllib.loads(text), may_change,
+    ):  # fmt: skip
         key, before, now = found
         raise InputError(f"{file} has {key} = {before!r}, now it is {now!r}; repeat it, or give another --out")

@@ -38,7 +38,6 @@ from visfeedback.methods.raft import RAFT
 from visfeedback.plugins import InputError
 from visfeedback.report.page import write_page
 from visfeedback.sampling.generate import GenerateSettings, derive_seed
-from visfeedback.training.scorer import Scorer
 from visfeedback.types.files import write_atomic, write_json
 from visfeedback.types.protocols import Progress, silent
 from visfeedback.types.records import Frozen, Prompt
@@ -80,9 +79,9 @@ def run(settings: Settings, out: Path, resume: bool, progress: Progress = silent
     when a round keeps no image."""
     prompts = _tuning.prompts_of(settings.data.prompts)
     _tuning.check(settings.data.real, settings.evaluation)
-    judges = settings.filter.load(prompts, str(pick_device(settings.engine.device)))
+    settings.filter.load(prompts)  # whether they can judge these
     claim(out, settings, resume)
-    program = Program(settings, out, progress, prompts, judges)
+    program = Program(settings, out, progress, prompts)
     rounds = [program.round(number) for number in range(1, settings.loop.rounds + 1)]
     compared = rounds[-1]["evaluation"]
     summary = {
@@ -114,12 +113,8 @@ def _short(compared: dict[str, Any]) -> dict[str, Any]:
 class Program:
     """Rounds, each a function of the settings and of what the ones before left in the folder."""
 
-    def __init__(
-        self, settings: Settings, out: Path, progress: Progress, prompts: Sequence[Prompt],
-        judges: tuple[Scorer, Scorer],
-    ) -> None:  # fmt: skip
+    def __init__(self, settings: Settings, out: Path, progress: Progress, prompts: Sequence[Prompt]) -> None:
         self.settings, self.out, self.progress, self.prompts = settings, out, progress, prompts
-        self.judges = judges
         self.stages = Stages(out)
 
     def folder(self, number: int) -> Path:
@@ -153,9 +148,11 @@ class Program:
         """Both scores of every image, and the score that RAFT learns by: 0 when it does not pass."""
         folder, settings = self.folder(number), self.settings
         root = folder / "drawn"
+        # On the device only while they judge: the paper's are many times as large as the model that is trained.
+        judges = settings.filter.load(self.prompts, str(pick_device(settings.engine.device)))
         samples = _tuning.drawn(root)
         scores = [_tuning.scores_of(samples, root, judge, folder / file, self.progress)
-                  for judge, file in zip(self.judges, SCORES, strict=True)]  # fmt: skip
+                  for judge, file in zip(judges, SCORES, strict=True)]  # fmt: skip
         judged = [Judged(s.prompt_id, *pair) for s, pair in zip(samples, zip(*scores, strict=True), strict=True)]
         learned = passing(judged, settings.filter)
         rows = [

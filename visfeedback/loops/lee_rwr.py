@@ -166,7 +166,9 @@ class Program:
         return {"judge": name, "labels": len(labels), "good": good, "left_out": dropped}
 
     def labels(self) -> list[Label]:
-        """What the stage `label` found; the store itself may have more by now."""
+        """What the stage `label` found; the store itself may have more by now. Folders of before kept no list."""
+        if not (self.out / LABELS).is_file():
+            _likes.write_labels(self.out / LABELS, _likes.read_labels(self.url, self.settings.label)[0])
         return list(read_jsonl(self.out / LABELS, Label))
 
     def fit(self) -> dict[str, Any]:

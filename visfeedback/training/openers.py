@@ -77,6 +77,11 @@ def check(settings: TrainSettings) -> None:
             )
     if kind == "prompts":
         check_sampler(rollout, method)
+        if method.eats == "prompts" and rollout.random_times != (0.0, 1.0):
+            raise InputError(
+                f"rollout.random_times: {method.name} takes all of its steps by rollout.eta; leave out "
+                "--rollout.random-times"
+            )
     least = getattr(method, "least_group", 1)
     if kind == "prompts" and method.eats != "prompts" and rollout.per_prompt < least:
         raise InputError(

@@ -120,7 +120,7 @@ class Rounds:
     def _draw(self, number: int) -> Drawn:
         studio, images = self.studio, self.plan(number)
         texts = self._texts(images)
-        paths, scores = agreed(lambda: self._paths(images, texts), studio.gather)
+        paths, scores = agreed(lambda: self._paths(images, texts), studio.gather, studio.ranks == 1)
         everyone = studio.gather([(p.text, g, s) for (p, g, *_), s in zip(images, scores.tolist(), strict=True)])
         shares, facts = self._weigh(number, everyone)
         mine = slice(studio.rank * len(images), (studio.rank + 1) * len(images))

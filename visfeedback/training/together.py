@@ -24,10 +24,11 @@ def gather_over(accelerator: Accelerator) -> Gather:
     return lambda value: list(gather_object(value))
 
 
-def agreed(work: Callable[[], Result], gather: Gather) -> Result:
+def agreed(work: Callable[[], Result], gather: Gather, alone: bool = False) -> Result:
     """What ``work`` returns, once it is done in every process.
 
     Raises the first process's InputError in all of them; each may then do what all must do together, as saving is.
+    Any other failure becomes one, for the others would wait for ever; ``alone``, in a single process, it stays itself.
     """
     done: list[Result] = []
     error: InputError | None = None
@@ -35,6 +36,10 @@ def agreed(work: Callable[[], Result], gather: Gather) -> Result:
         done.append(work())
     except InputError as caught:
         error = caught
+    except Exception as caught:
+        if alone:
+            raise
+        error = InputError(f"{type(caught).__name__} in one of the processes: {' '.join(str(caught).split())}")
     for failed in gather([error]):
         if failed is not None:
             raise failed
